@@ -1,0 +1,344 @@
+"""Every setting of maxgan, with its default and its meaning: the only place where defaults live.
+
+One frozen dataclass a concern. Nothing here imports torch, so reading a config costs milliseconds. The text under
+each field is what `--help` prints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Norm = Literal["batch", "layer"]
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What a network must know of its images; found in the data, never set by hand."""
+
+    resolution: int
+    """Side of the square images in pixels."""
+    channels: int = 3
+    """Number of image channels: 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha."""
+    num_classes: int = 0
+    """Number of classes; 0 means that there are no labels."""
+
+    def __post_init__(self) -> None:
+        if self.resolution < 8 or self.resolution > 1024 or self.resolution & (self.resolution - 1):
+            raise ValueError(f"resolution must be a power of two from 8 to 1024, not {self.resolution}: set data.resolution")
+        if not 1 <= self.channels <= 4:
+            raise ValueError(f"images must have 1 to 4 channels, not {self.channels}: set data.channels")
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes must be 0 or more, not {self.num_classes}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from and how they are cut to size."""
+
+    source: str = "digits-train"
+    """`digits`, `digits-train`, `digits-test` (embedded), or the path of a folder or a zip of images."""
+    resolution: int | None = None
+    """Side in pixels, a power of two from 8 to 1024; unset: that of the images, if all are square and of one such size."""
+    channels: int | None = None
+    """1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha; unset: those of the first image."""
+    labels: bool = True
+    """Use the labels, if the source has any (class folders or dataset.json); off trains without classes."""
+    crop: Literal["center", "random"] = "center"
+    """Which square of the image is kept."""
+    crop_fraction: float = 1.0
+    """Side of that square as a fraction of the shorter side, in (0, 1]."""
+    flip: bool = False
+    """Mirror images left to right at random."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """What to do with a file that can't be read: stop and name it, or leave it out and say so."""
+    workers: int = 0
+    """Decoding processes beside each training process; 0 decodes in the training process. Sets that fit are kept in memory."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop_fraction <= 1:
+            raise ValueError(f"data.crop_fraction must be in (0, 1], not {self.crop_fraction}")
+        if self.workers < 0:
+            raise ValueError(f"data.workers must be 0 or more, not {self.workers}")
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """The MaxViT-GAN generator."""
+
+    latent_dim: int = 64
+    """Size of the latent vector z."""
+    base_resolution: int = 4
+    """Side of the first feature map, a power of two; each further stage doubles it."""
+    width: int = 64
+    """Channels of the first stages; the rule is: two stages of `width`, three of half of it, then one halving each two stages."""
+    widths: tuple[int, ...] | None = None
+    """Channels of every stage, in place of the rule; each a multiple of head_dim."""
+    depth: int = 1
+    """MaxViT blocks in every stage."""
+    depths: tuple[int, ...] | None = None
+    """MaxViT blocks of each stage, in place of `depth`."""
+    window_size: int = 8
+    """Side of the attention windows and grids, at least 2; a stage with a smaller map takes its map."""
+    head_dim: int = 16
+    """Channels of one attention head."""
+    order: str = "GA-BA-C"
+    """Parts of a block in their order: C convolution (MBConv), BA block attention, GA grid attention."""
+    norm: Norm = "batch"
+    """Normalisation: `batch` (ghost batches with norm_group) or `layer`."""
+    norm_group: int | None = None
+    """Images a batch statistic is taken over (ghost BatchNorm); unset: all that a process holds at once."""
+    latent_tokens: int = 16
+    """Number of latent tokens that every stage attends to."""
+    positions: bool = False
+    """Add a learned absolute position to the first map and at the start of every stage."""
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """The residual discriminator of StyleGAN2, as HiT uses it."""
+
+    channel_multiplier: float = 1.0
+    """Channels at resolution r are min(max_width, channel_multiplier * 16384 / r), and max_width at 32 px and below."""
+    max_width: int = 512
+    """The most channels of a layer."""
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The MaxViT classification backbone."""
+
+    stem_width: int = 32
+    """Channels of the stem."""
+    stem_stride: int = 1
+    """Stride of the stem's first convolution: 2 as in the paper, 1 for images of 32 px and below."""
+    widths: tuple[int, ...] = (32, 64)
+    """Channels of every stage; each stage halves the map."""
+    depths: tuple[int, ...] = (1, 1)
+    """MaxViT blocks of every stage."""
+    window_size: int | None = 4
+    """Side of the attention windows and grids, at least 2; unset: resolution / 32, as in the paper."""
+    head_dim: int = 16
+    """Channels of one attention head; 32 in the paper."""
+    order: str = "C-BA-GA"
+    """Parts of a block in their order: C convolution (MBConv), BA block attention, GA grid attention."""
+    drop_path: float = 0.0
+    """Stochastic depth of the last block, in [0, 1); block i of n drops its branches at drop_path * i / n."""
+
+    def __post_init__(self) -> None:
+        if len(self.widths) != len(self.depths):
+            raise ValueError(f"backbone.widths {self.widths} and backbone.depths {self.depths} must have the same length")
+        if self.stem_stride not in (1, 2):
+            raise ValueError(f"backbone.stem_stride must be 1 or 2, not {self.stem_stride}")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"backbone.drop_path must be in [0, 1), not {self.drop_path}")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Loss and penalties of the GAN."""
+
+    r1_gamma: float = 2.0
+    """Weight of R1: the loss gains (r1_gamma / 2) * E|gradient of D at real images|^2; 0 leaves it out."""
+    r1_interval: int = 1
+    """Updates from one R1 step to the next; above 1 (lazy R1) gamma is multiplied by it, and D's lr and betas are adapted."""
+
+    def __post_init__(self) -> None:
+        if self.r1_gamma < 0:
+            raise ValueError(f"loss.r1_gamma must be 0 or more, not {self.r1_gamma}")
+        if self.r1_interval < 1:
+            raise ValueError(f"loss.r1_interval must be at least 1, not {self.r1_interval}")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Adam for generator and discriminator."""
+
+    lr: float = 5e-4
+    """Learning rate of the generator, and of the discriminator unless discriminator_lr is set."""
+    discriminator_lr: float | None = None
+    """Learning rate of the discriminator; unset: lr."""
+    beta1: float = 0.0
+    """Adam's beta1."""
+    beta2: float = 0.99
+    """Adam's beta2."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or (self.discriminator_lr is not None and self.discriminator_lr <= 0):
+            raise ValueError(f"optim.lr and optim.discriminator_lr must be above 0, not {self.lr}, {self.discriminator_lr}")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise ValueError(f"optim.beta1 and optim.beta2 must be in [0, 1), not {self.beta1}, {self.beta2}")
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """Moving average of the generator's weights and BatchNorm statistics: the generator that is sampled and exported."""
+
+    half_life: float = 20_000
+    """Half-life in images seen."""
+    warmup: float = 0.1
+    """Early in training the half-life is at most this fraction of the images seen; 0 switches the warm-up off."""
+
+    def __post_init__(self) -> None:
+        if self.half_life < 0 or self.warmup < 0:
+            raise ValueError(f"ema.half_life and ema.warmup must be 0 or more, not {self.half_life}, {self.warmup}")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Length, batch and arithmetic of a training."""
+
+    images: int = 24_000
+    """Images seen in the whole training, counted over all processes."""
+    batch_size: int = 32
+    """Images of one update over all processes and accumulation steps."""
+    accumulation: int = 1
+    """Micro-batches that one update is summed from, to save memory."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision; `no` is float32."""
+    seed: int = 0
+    """Seed of weights, latents, data order and augmentation."""
+
+    def __post_init__(self) -> None:
+        if self.images < 1:
+            raise ValueError(f"training.images must be at least 1, not {self.images}")
+        if self.batch_size < 1 or self.accumulation < 1 or self.batch_size % self.accumulation:
+            raise ValueError(
+                f"training.batch_size {self.batch_size} must be a positive multiple of training.accumulation {self.accumulation}"
+            )
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Scores at the end of a training."""
+
+    enabled: bool = True
+    """Score the result at the end."""
+    extractor: str | None = None
+    """`digits` (embedded) or the file of a classifier exported by train_classifier.py; unset: `digits` for the digits, none else."""
+    reference: str | None = None
+    """Images to compare with: `digits`, a folder or a zip; unset: all digits for the digits, else data.source."""
+    images: int | None = None
+    """Number of samples; unset: as many as the reference has, at most 50,000."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run lives and what it writes; nothing here changes what is learned."""
+
+    root: str = "runs"
+    """Folder of all runs."""
+    name: str | None = None
+    """First part of the run's folder name; unset: the name of the config file. A hash of all that changes learning follows."""
+    directory: str | None = None
+    """The run's folder itself, in place of root and name; it must be new or hold a run of the same config."""
+    log_every: int = 320
+    """Images between two lines of metrics.jsonl; rounded up to whole updates."""
+    sample_every: int = 4_000
+    """Images between two pictures of samples; 0 makes none."""
+    checkpoint_every: int = 4_000
+    """Images between two checkpoints."""
+    keep: int = 2
+    """Checkpoints kept, the newest."""
+    tracker: Literal["auto", "none", "tensorboard", "wandb"] = "auto"
+    """Tracker beside metrics.jsonl; `auto` takes tensorboard where it is installed."""
+    threads: int | None = None
+    """CPU threads of each process; unset: the cores at hand, divided among the processes of this machine."""
+
+    def __post_init__(self) -> None:
+        if self.log_every < 1 or self.checkpoint_every < 1 or self.keep < 1 or self.sample_every < 0:
+            raise ValueError("run.log_every, run.checkpoint_every and run.keep must be at least 1, run.sample_every at least 0")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"run.threads must be at least 1, not {self.threads}")
+
+
+@dataclass(frozen=True)
+class GanConfig:
+    """Train a MaxViT-GAN. Without any argument it learns the embedded handwritten digits."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass(frozen=True)
+class ClassifierOptimConfig:
+    """AdamW with linear warm-up and cosine decay."""
+
+    lr: float = 3e-3
+    """Peak learning rate."""
+    min_lr: float = 1e-5
+    """Learning rate at the end."""
+    warmup: float = 0.1
+    """Fraction of the training that the rate rises for."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay; not on biases, norms and relative-position tables."""
+    label_smoothing: float = 0.1
+    """Mass of the target spread over all classes."""
+    gradient_clip: float = 1.0
+    """Largest norm of the gradient."""
+    affine: bool = True
+    """Rotate, shift and scale training images by up to 10 degrees, 8 % and 10 %."""
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """Train a MaxViT classifier. Without any argument it learns the embedded handwritten digits."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    test: str | None = "digits-test"
+    """Images to measure accuracy on: `digits-test`, a folder or a zip; unset: none."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    optim: ClassifierOptimConfig = field(default_factory=ClassifierOptimConfig)
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(images=60_000, batch_size=64))
+    run: RunConfig = field(default_factory=lambda: RunConfig(checkpoint_every=16_000))
+
+
+# Sections and fields that don't change what is learned: a run may be continued with other values of these.
+FREE = ("run", "evaluation", "test", "data.workers", "data.on_error")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a config as nested plain values (tuples become lists), ready for YAML or JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def learning_settings(config: Any) -> dict[str, Any]:
+    """Return the settings that change what is learned, as nested plain values."""
+    settings = to_dict(config)
+    for path in FREE:
+        section, _, name = path.partition(".")
+        if not name:
+            settings.pop(section, None)
+        else:
+            settings[section].pop(name, None)
+    return settings
+
+
+def learning_hash(config: Any) -> str:
+    """Return eight hexadecimal digits that change exactly when a setting that changes learning does."""
+    text = json.dumps(learning_settings(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return a line `name: old -> new` for every setting in which two nested dicts differ."""
+    lines: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a} -> {b}")
+    return lines

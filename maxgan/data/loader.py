@@ -1,0 +1,233 @@
+"""Batches of images: one endless stream of positions, split exactly over processes, and finite passes for evaluation.
+
+Position p of the stream is image p % N of a permutation of epoch p // N. Global batch t holds positions
+[t * B, (t + 1) * B), and what happens to a position depends on the seed and the position alone. So resuming is an
+offset, and neither the number of processes nor that of workers changes what is learned from.
+"""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from maxgan.config import DataConfig, ImageFacts
+from maxgan.data.sources import ImageSource, open_source
+from maxgan.data.transforms import cut, set_channels, to_array
+
+Batch = tuple[Tensor, Tensor]
+MEMORY_BUDGET = 1 << 30
+"""Bytes of decoded pixels that each training process may keep."""
+_ORDER, _CHANGES = 0, 1  # what random numbers are for, so that no two uses share a stream
+
+
+class ImageDataset:
+    """The images of a source, all of one size, as uint8 arrays; those that fit stay in memory once decoded.
+
+    Args:
+        config: where the images are and how they are cut.
+        memory: the most bytes of pixels to keep; random crops need the originals and keep none.
+
+    Raises ValueError where the source can't be used (see `open_source`), or where its images are not all square and of
+    one size while data.resolution is unset.
+    """
+
+    def __init__(self, config: DataConfig, memory: int = MEMORY_BUDGET) -> None:
+        self.config = config
+        self.source: ImageSource = open_source(config.source, config.labels, config.on_error)
+        self.labels = self.source.labels
+        self.facts = ImageFacts(
+            resolution=_common_side(self.source) if config.resolution is None else config.resolution,
+            channels=len(self.source.read(0).getbands()) if config.channels is None else config.channels,
+            num_classes=len(self.source.class_names),
+        )
+        shape = (len(self), self.facts.channels, self.facts.resolution, self.facts.resolution)
+        self.in_memory = config.crop == "center" and int(np.prod(shape)) <= memory
+        self._pixels = np.empty(shape if self.in_memory else 0, dtype=np.uint8)
+        self._decoded = np.zeros(len(self), dtype=bool)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def describe(self) -> str:
+        """One line: the source, and the size and channels its images are used with."""
+        facts = self.facts
+        kept = ", kept in memory" if self.in_memory else ""
+        return f"{self.source.describe()}; used as {facts.resolution} x {facts.resolution} x {facts.channels}{kept}"
+
+    def read(self, index: int, rng: np.random.Generator | None = None) -> np.ndarray:
+        """One image, uint8 `(C, H, W)`: central crop and no flip, or with `rng` cropped and flipped as the config says.
+
+        Raises ValueError naming a file that can't be read.
+        """
+        if not self.in_memory:
+            pixels = self._decode(index, rng)
+        else:
+            if not self._decoded[index]:
+                self._pixels[index] = self._decode(index, None)
+                self._decoded[index] = True
+            pixels = self._pixels[index]
+        if rng is not None and self.config.flip and rng.random() < 0.5:
+            pixels = pixels[:, :, ::-1]
+        return pixels.copy()
+
+    def preload(self, threads: int) -> None:
+        """Decode, with several threads, every image that memory keeps."""
+        with ThreadPoolExecutor(threads) as pool:  # the decoders let go of Python's lock
+            for _ in pool.map(self.read, np.flatnonzero(~self._decoded).tolist()):
+                pass
+
+    def _decode(self, index: int, rng: np.random.Generator | None) -> np.ndarray:
+        image = set_channels(self.source.read(index), self.facts.channels)
+        return to_array(cut(image, self.facts.resolution, self.config.crop, self.config.crop_fraction, rng))
+
+    def label(self, index: int) -> int:
+        """The class of one image, 0 where there are no classes."""
+        return 0 if self.labels is None else int(self.labels[index])
+
+
+def _common_side(source: ImageSource) -> int:
+    side = source.size(0)[0]
+    for index in range(len(source)):
+        width, height = source.size(index)
+        if (width, height) != (side, side):
+            other = "" if index == 0 else f" while {source.where(0)} has {side} x {source.size(0)[1]}"
+            raise ValueError(
+                f"{source.where(index)} has {width} x {height} pixels{other}, so the images give no common "
+                f"resolution: set data.resolution"
+            )
+    return side
+
+
+@lru_cache(maxsize=2)
+def _permutation(length: int, epoch: int, seed: int) -> np.ndarray:
+    return np.random.default_rng((seed, _ORDER, epoch)).permutation(length)
+
+
+def stream_index(position: int, length: int, seed: int) -> tuple[int, int]:
+    """Image and epoch at a position of the endless stream over `length` images."""
+    epoch, place = divmod(position, length)
+    return int(_permutation(length, epoch, seed)[place]), epoch
+
+
+class _Stream(Dataset[Batch | str]):
+    """The batch of any range of positions, or the message of an error: a worker would wrap it in its traceback."""
+
+    def __init__(self, dataset: ImageDataset, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, positions: range) -> Batch | str:
+        indices = [stream_index(position, len(self.dataset), self.seed)[0] for position in positions]
+        rngs = (np.random.default_rng((self.seed, _CHANGES, position)) for position in positions)
+        try:
+            images = [self.dataset.read(index, rng) for index, rng in zip(indices, rngs, strict=True)]
+        except ValueError as error:
+            return str(error)
+        return _batch(self.dataset, indices, images)
+
+
+def _batch(dataset: ImageDataset, indices: Sequence[int], images: list[np.ndarray]) -> Batch:
+    labels = torch.tensor([dataset.label(index) for index in indices], dtype=torch.int64)
+    return torch.from_numpy(np.stack(images)), labels
+
+
+def _keep(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal: the training process decides what to do, and ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def training_batches(
+    dataset: ImageDataset,
+    batch_size: int,
+    seed: int,
+    start_batch: int = 0,
+    rank: int = 0,
+    num_processes: int = 1,
+    workers: int = 0,
+    accumulation: int = 1,
+) -> Iterator[Batch]:
+    """The endless batches of one process: images uint8 `(b, C, H, W)`, labels int64 `(b,)` (0 without classes).
+
+    Global batch t takes positions [t * batch_size, (t + 1) * batch_size) of the stream, each process the contiguous
+    slice of its rank, in `accumulation` equal parts: b = batch_size / (num_processes * accumulation).
+
+    Args:
+        dataset: the images.
+        batch_size: images in a global batch.
+        seed: of order, crops and flips; 0 or more.
+        start_batch: the first global batch.
+        rank: global rank of this process.
+        num_processes: number of processes.
+        workers: decoding processes. Images that memory keeps need none: so many threads decode them all beforehand.
+        accumulation: parts in which the slice of a process is given.
+
+    Raises ValueError at once where the batch size is not divisible; and when it is reached, naming a file that can't be
+    read.
+    """
+    parts = num_processes * accumulation
+    if batch_size < 1 or batch_size % parts:
+        raise ValueError(
+            f"batch_size {batch_size} can't be split equally over {num_processes} processes with accumulation "
+            f"{accumulation}: make it a multiple of {parts}"
+        )
+    part = batch_size // parts
+    positions = (
+        range(start, start + part)
+        for batch in itertools.count(start_batch)
+        for start in (batch * batch_size + part * (rank * accumulation + i) for i in range(accumulation))
+    )
+    return _batches(_Stream(dataset, seed), positions, workers)
+
+
+def _batches(stream: _Stream, positions: Iterator[range], workers: int) -> Iterator[Batch]:
+    batches: Iterator[Batch | str]
+    if stream.dataset.in_memory or not workers:
+        if workers:
+            stream.dataset.preload(workers)
+        batches = (stream[part] for part in positions)
+    else:
+        batches = iter(
+            DataLoader(
+                stream,
+                batch_size=None,
+                sampler=positions,  # an index is a range: a worker makes a whole batch
+                num_workers=workers,
+                prefetch_factor=4,
+                collate_fn=_keep,
+                pin_memory=torch.cuda.is_available(),
+                worker_init_fn=_start_worker,
+                generator=torch.Generator(),  # else it would draw from the global one, and only with workers
+            )
+        )
+    try:
+        for batch in batches:
+            if isinstance(batch, str):
+                raise ValueError(batch)
+            yield batch
+    finally:
+        del batches  # ends the workers at once; the traceback of an error would keep them
+
+
+def evaluation_batches(dataset: ImageDataset, batch_size: int, indices: Sequence[int]) -> Iterator[Batch]:
+    """The images of `indices` in that order, cut centrally and not flipped: batches as in training, the last smaller.
+
+    Decodes with as many threads as the data has workers.
+    """
+    workers = dataset.config.workers
+    with ThreadPoolExecutor(workers) if workers else nullcontext() as pool:
+        for start in range(0, len(indices), batch_size):
+            part = [int(index) for index in indices[start : start + batch_size]]
+            yield _batch(dataset, part, list((pool.map if pool else map)(dataset.read, part)))

@@ -1,0 +1,9 @@
+"""Whole networks, rebuilt from their exported file alone."""
+
+from maxgan.models.backbone import MaxViT
+from maxgan.models.block import MaxViTBlock
+from maxgan.models.discriminator import ResidualDiscriminator
+from maxgan.models.generator import MaxViTGenerator
+from maxgan.models.network import Network
+
+__all__ = ["MaxViT", "MaxViTBlock", "MaxViTGenerator", "Network", "ResidualDiscriminator"]

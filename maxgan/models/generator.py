@@ -1,0 +1,183 @@
+"""The MaxViT-GAN generator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maxgan.config import GeneratorConfig
+from maxgan.models.block import MaxViTBlock
+from maxgan.models.network import Network
+from maxgan.nn.attention import CrossAttention, to_map, to_tokens
+from maxgan.nn.norm import make_norm
+from maxgan.nn.resample import PixelShuffleUp
+
+
+def stage_widths(config: GeneratorConfig, stages: int) -> tuple[int, ...]:
+    """Return the channels of each of `stages` stages.
+
+    The rule: two stages of `width`, three of width / 2, then one halving each two stages. With width 256 and a first map of 8 it
+    gives (256, 256, 128, 128, 128) at 128 px, the 18.6M parameters of the paper.
+
+    Raises:
+        ValueError: if `widths` has another length.
+    """
+    if config.widths is None:
+        halvings = (0, 0, 1, 1, 1, 2, 2, 3, 3)
+        return tuple(config.width >> halvings[i] for i in range(stages))
+    if len(config.widths) != stages:
+        raise ValueError(f"generator.widths {config.widths} has {len(config.widths)} entries, but there are {stages} stages")
+    return config.widths
+
+
+def stage_depths(config: GeneratorConfig, stages: int) -> tuple[int, ...]:
+    """Return the number of MaxViT blocks of each of `stages` stages; ValueError if `depths` has another length."""
+    depths = config.depths if config.depths is not None else (config.depth,) * stages
+    if len(depths) != stages:
+        raise ValueError(f"generator.depths {depths} has {len(depths)} entries, but there are {stages} stages")
+    if min(depths) < 1:
+        raise ValueError(f"generator.depths must be at least 1 in every stage, not {depths}")
+    return depths
+
+
+class Stage(nn.Module):
+    """One resolution of the generator: position (option), cross-attention to the latent tokens, MaxViT blocks.
+
+    Args:
+        channels: width C.
+        token_channels: width of the latent tokens.
+        side: side of the map in pixels.
+        depth: number of MaxViT blocks.
+        config: the generator's settings.
+    """
+
+    def __init__(self, channels: int, token_channels: int, side: int, depth: int, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.zeros(1, channels, side, side)) if config.positions else None
+        self.cross_norm = make_norm(config.norm, channels, config.norm_group)
+        self.cross_attention = CrossAttention(channels, token_channels, config.head_dim)
+        self.blocks = nn.Sequential(
+            *(
+                MaxViTBlock(
+                    channels,
+                    channels,
+                    min(config.window_size, side),
+                    config.order,
+                    head_dim=config.head_dim,
+                    conv_norm=config.norm,
+                    attention_norm=config.norm,
+                    norm_group=config.norm_group,
+                )
+                for _ in range(depth)
+            )
+        )
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """Map x `(N, C, H, W)` and tokens `(N, T, D)` to `(N, C, H, W)`."""
+        if self.position is not None:
+            x = x + self.position
+        x = x + to_map(self.cross_attention(to_tokens(self.cross_norm(x)), tokens))
+        return self.blocks(x)
+
+
+class MaxViTGenerator(Network):
+    """A GAN generator of MaxViT blocks (MaxViT, arXiv 2204.01697, section 4.4 and appendix A.4).
+
+    z is projected to a first map, and to a few latent tokens. Every stage attends to the tokens (HiT's self-modulation, arXiv
+    2106.07631), runs MaxViT blocks from global to local (grid attention, block attention, convolution) and ends in a pixel shuffle that
+    doubles the map; attention runs at every resolution. The output is not squashed. With classes, a learned class embedding joins z.
+
+    The paper leaves open, and we decided: widths and number of blocks (the rule of `stage_widths`, which meets the printed 18.6M
+    parameters at 128 px with two blocks a stage, z of 256, heads of 32 and a first map of 8), cross-attention with a norm before it and
+    without an MLP, a learned position on the latent tokens, and norm followed by a 1x1 convolution as the step to RGB, as in HiT.
+
+    Args:
+        resolution: side of the images, a power of two from 8 to 1024.
+        channels: image channels, 1 to 4.
+        num_classes: 0 for an unconditional model.
+        config: settings; single fields can be given as keywords.
+
+    Raises:
+        ValueError: for sizes that don't fit, naming the setting.
+    """
+
+    config_class = GeneratorConfig
+    config: GeneratorConfig
+
+    def __init__(
+        self,
+        resolution: int,
+        channels: int = 3,
+        num_classes: int = 0,
+        config: GeneratorConfig | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(resolution, channels, num_classes, config, **settings)
+        config = self.config
+        base = config.base_resolution
+        if base < 2 or base & (base - 1) or base > resolution:
+            raise ValueError(f"generator.base_resolution must be a power of two from 2 to the resolution {resolution}, not {base}")
+        sides = [base << i for i in range((resolution // base).bit_length())]
+        widths = stage_widths(config, len(sides))
+        depths = stage_depths(config, len(sides))
+        latent = self.latent_dim * (2 if num_classes else 1)
+
+        self.class_embedding = nn.Embedding(num_classes, self.latent_dim) if num_classes else None
+        self.first_map = nn.Linear(latent, widths[0] * base * base)
+        self.tokens = nn.Linear(latent, config.latent_tokens * widths[0])
+        self.token_position = nn.Parameter(torch.empty(1, config.latent_tokens, 1, widths[0]))
+        self.token_norm = make_norm(config.norm, widths[0], config.norm_group)
+        self.stages = nn.ModuleList(
+            Stage(width, widths[0], side, depth, config) for width, side, depth in zip(widths, sides, depths, strict=True)
+        )
+        self.ups = nn.ModuleList(PixelShuffleUp(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.out_norm = make_norm(config.norm, widths[-1], config.norm_group)
+        self.out = nn.Conv2d(widths[-1], channels, 1)
+        self.apply(_initialise)
+        nn.init.trunc_normal_(self.token_position, std=0.02)
+        if self.class_embedding is not None:
+            nn.init.normal_(self.class_embedding.weight)
+
+    @property
+    def latent_dim(self) -> int:
+        """Size of z."""
+        return self.config.latent_dim
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return images `(N, channels, resolution, resolution)`, nominally in [-1, 1].
+
+        Args:
+            z: `(N, latent_dim)`, standard normal.
+            labels: `(N,)` integers in [0, num_classes); needed exactly when the model has classes.
+        """
+        z = self.join_class(z, labels)
+        n, base = z.shape[0], self.config.base_resolution
+        x = to_map(self.first_map(z).view(n, base, base, -1))
+        tokens = self.tokens(z).view(n, self.config.latent_tokens, 1, -1) + self.token_position
+        tokens = to_tokens(self.token_norm(to_map(tokens))).flatten(1, 2)
+        for i, stage in enumerate(self.stages):
+            x = stage(x, tokens)
+            if i < len(self.ups):
+                x = self.ups[i](x)
+        return self.out(self.out_norm(x))
+
+    def join_class(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        """Append the class embedding to z; ValueError if labels and model don't agree."""
+        if (labels is None) != (self.class_embedding is None):
+            raise ValueError(
+                f"this generator has {self.num_classes} classes: "
+                + ("give a label for every z" if labels is None else "it is unconditional, give no labels")
+            )
+        if self.class_embedding is None or labels is None:
+            return z
+        return torch.cat([z, self.class_embedding(labels)], 1)
+
+
+def _initialise(module: nn.Module) -> None:
+    """Draw kernels from a truncated normal of deviation 0.02, zero the biases (HiT; the official MaxViT has the same scale)."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,1 @@
+"""Small layers that the networks share; they take plain keywords and know nothing of configs."""

@@ -1,0 +1,90 @@
+"""MBConv with squeeze-and-excitation, pre-activation form, as the official MaxViT has it."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from maxgan.nn.norm import make_norm
+
+
+def same_padding(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """Zero-pad `(N, C, H, W)` as TensorFlow's "SAME" does: the odd row and column go after the image."""
+    pads: list[int] = []
+    for side in (x.shape[3], x.shape[2]):
+        total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
+        pads += [total // 2, total - total // 2]
+    return F.pad(x, pads) if any(pads) else x
+
+
+class SameConv2d(nn.Conv2d):
+    """Conv2d with TensorFlow's "SAME" padding; at stride 1 and odd kernels it is the usual symmetric padding."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, bias: bool = True):
+        symmetric = stride == 1 and kernel % 2 == 1
+        super().__init__(inputs, outputs, kernel, stride, kernel // 2 if symmetric else 0, groups=groups, bias=bias)
+        self.symmetric = symmetric
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if self.symmetric else same_padding(x, self.kernel_size[0], self.stride[0]))
+
+
+class SqueezeExcitation(nn.Module):
+    """Scale channels by sigmoid(W2 SiLU(W1 mean(x))) (arXiv 1709.01507), on `(N, C, H, W)`."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, hidden, 1)
+        self.expand = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = x.mean((2, 3), keepdim=True)
+        return x * self.expand(F.silu(self.reduce(gate))).sigmoid()
+
+
+class MBConv(nn.Module):
+    """Inverted residual: norm, 1x1 expand, norm, GELU, depthwise 3x3, norm, GELU, SE, 1x1 project, plus a shortcut.
+
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+        stride: 1, or 2 to halve the map (in the depthwise convolution; the shortcut is mean-pooled 2 x 2).
+        norm: name of the norm.
+        norm_group: images per batch statistic.
+        drop_path: stochastic depth of the residual branch.
+        expansion: hidden channels as a multiple of `outputs`.
+        se_ratio: hidden channels of SE as a fraction of `outputs`.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int = 1,
+        norm: str = "batch",
+        norm_group: int | None = None,
+        drop_path: float = 0.0,
+        expansion: int = 4,
+        se_ratio: float = 0.25,
+    ) -> None:
+        super().__init__()
+        hidden = expansion * outputs
+        self.stride = stride
+        self.pre_norm = make_norm(norm, inputs, norm_group)
+        self.expand = nn.Conv2d(inputs, hidden, 1, bias=False)
+        self.expand_norm = make_norm(norm, hidden, norm_group)
+        self.depthwise = SameConv2d(hidden, hidden, 3, stride, groups=hidden, bias=False)
+        self.depthwise_norm = make_norm(norm, hidden, norm_group)
+        self.se = SqueezeExcitation(hidden, max(1, int(se_ratio * outputs)))
+        self.project = nn.Conv2d(hidden, outputs, 1)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.drop_path = StochasticDepth(drop_path, "row")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(N, inputs, H, W)` to `(N, outputs, H / stride, W / stride)`."""
+        skip = self.shortcut(F.avg_pool2d(x, 2) if self.stride == 2 else x)
+        x = self.expand(self.pre_norm(x))
+        x = self.depthwise(F.gelu(self.expand_norm(x), approximate="tanh"))
+        x = self.se(F.gelu(self.depthwise_norm(x), approximate="tanh"))
+        return skip + self.drop_path(self.project(x))

@@ -1,0 +1,80 @@
+"""Start of a process: accelerator, threads, and an orderly end."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from maxgan.cli import available_cores
+
+PR_SET_PDEATHSIG = 1
+
+
+def start(threads: int | None = None, precision: str = "no", **options: Any) -> Accelerator:
+    """Return this process's Accelerator: on the GPU if there is one, else on the CPU, alone or with others.
+
+    On a CPU each process gets its share of the machine's cores, whatever OMP_NUM_THREADS a launcher exported: plain
+    `accelerate launch` sets it to 1, which would leave a single process on one core.
+
+    Args:
+        threads: CPU threads of this process; None shares the cores among the processes of this machine.
+        precision: `no`, `bf16` or `fp16`.
+        options: further arguments of Accelerator.
+    """
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=precision, **options)
+    if accelerator.device.type == "cpu" or threads is not None:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        torch.set_num_threads(threads or max(1, available_cores() // max(1, local)))
+    if accelerator.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    _follow_launcher()
+    return accelerator
+
+
+def _follow_launcher() -> None:
+    """On Linux, turn the death of the launcher into a SIGTERM here.
+
+    `accelerate launch` does not pass SIGTERM on: killing it would leave the training running, unseen, in its run directory.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    if launched and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class StopSignal:
+    """Remembers SIGINT and SIGTERM, so that the work can stop at a good place; a second SIGINT stops at once.
+
+    Use as a context manager; the earlier handlers come back at its end.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._earlier: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._earlier[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def agreed(self, accelerator: Accelerator) -> int | None:
+        """Return the signal that any process has received, the same answer in all of them."""
+        if accelerator.num_processes == 1:
+            return self.received
+        flag = torch.tensor(self.received or 0, device=accelerator.device)
+        return int(accelerator.gather(flag.reshape(1)).max().item()) or None

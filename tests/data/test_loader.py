@@ -1,0 +1,231 @@
+"""The stream and its batches against loops written from the definition."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from maxgan.config import DataConfig
+from maxgan.data.loader import Batch, ImageDataset, evaluation_batches, stream_index, training_batches
+
+Make = Callable[..., Path]
+
+
+def take(dataset: ImageDataset, count: int, batch_size: int, **options: int) -> list[Batch]:
+    return list(itertools.islice(training_batches(dataset, batch_size, **{"seed": 0, **options}), count))
+
+
+def equal(a: list[Batch], b: list[Batch]) -> bool:
+    return len(a) == len(b) and all(
+        torch.equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True)
+    )
+
+
+@pytest.fixture
+def numbered(tmp_path: Path) -> Path:
+    """30 images of 8 x 8, the pixels and the class of image i being i."""
+    for i in range(30):
+        (tmp_path / f"{i:02}").mkdir()
+        Image.new("L", (8, 8), i).save(tmp_path / f"{i:02}" / "a.png")
+    return tmp_path
+
+
+@pytest.fixture
+def photos(folder: Make, zipped: Make) -> str:
+    return str(zipped(folder(*(f"{name}/{i}.png" for name in "abc" for i in range(5)), side=12)))
+
+
+def test_stream_is_one_permutation_after_another() -> None:
+    drawn = [stream_index(position, 7, seed=3) for position in range(70)]
+    epochs = [[index for index, epoch in drawn if epoch == e] for e in range(10)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert [epoch for _, epoch in drawn] == sorted(epoch for _, epoch in drawn)
+    assert len({tuple(epoch) for epoch in epochs}) == 10
+    assert drawn != [stream_index(position, 7, seed=4) for position in range(70)]
+    assert [stream_index(position, 7, seed=3) for position in (69, 3, 40)] == [drawn[69], drawn[3], drawn[40]]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_each_position_goes_to_one_process(numbered: Path, processes: int, accumulation: int) -> None:
+    dataset = ImageDataset(DataConfig(source=str(numbered)))
+    parts = [
+        take(
+            dataset, 4 * accumulation, 60, rank=rank, num_processes=processes, accumulation=accumulation, start_batch=2
+        )
+        for rank in range(processes)
+    ]
+    for step in range(4):
+        seen: list[int] = []
+        for part in parts:
+            for images, labels in part[step * accumulation : (step + 1) * accumulation]:
+                assert len(labels) == 60 // (processes * accumulation)
+                assert torch.equal(images.amax((1, 2, 3)).long(), labels)
+                seen += labels.tolist()
+        assert seen == [stream_index(60 * (step + 2) + i, 30, 0)[0] for i in range(60)]
+
+
+@pytest.mark.parametrize("batch_size, processes, accumulation", [(10, 3, 1), (10, 2, 2), (0, 1, 1)])
+def test_batches_that_can_not_be_split(batch_size: int, processes: int, accumulation: int) -> None:
+    dataset = ImageDataset(DataConfig())
+    with pytest.raises(
+        ValueError, match=f"batch_size {batch_size} .* {processes} .* {accumulation}: .* {processes * accumulation}$"
+    ):
+        training_batches(dataset, batch_size, 0, num_processes=processes, accumulation=accumulation)
+
+
+@pytest.mark.parametrize("crop", ["center", "random"])
+def test_resuming_is_an_offset_and_workers_change_nothing(photos: str, crop: Literal["center", "random"]) -> None:
+    config = DataConfig(source=photos, resolution=8, crop=crop, crop_fraction=0.8, flip=True)
+    dataset, on_disk = ImageDataset(config), ImageDataset(config, memory=0)
+    assert (dataset.in_memory, on_disk.in_memory) == (crop == "center", False)
+    state = torch.get_rng_state()
+    expected = take(dataset, 12, 4)
+    assert expected[0][0].shape == (4, 3, 8, 8) and expected[0][0].dtype == torch.uint8
+    assert equal(take(dataset, 12, 4), expected)
+    assert equal(take(on_disk, 12, 4), expected)
+    assert equal(take(on_disk, 12, 4, workers=2), expected)
+    assert equal(take(ImageDataset(config), 12, 4, workers=2), expected)
+    assert equal(take(on_disk, 5, 4, start_batch=7, workers=2), expected[7:])
+    assert not equal(take(dataset, 12, 4, seed=1), expected)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_flips_follow_the_position(photos: str) -> None:
+    plain = take(ImageDataset(DataConfig(source=photos, resolution=8)), 40, 5)
+    mirrored = take(ImageDataset(DataConfig(source=photos, resolution=8, flip=True)), 40, 5)
+    flips = []
+    for (a, _), (b, _) in zip(plain, mirrored, strict=True):
+        for x, y in zip(a, b, strict=True):
+            flips.append(torch.equal(x.flip(2), y))
+            assert flips[-1] or torch.equal(x, y)
+    assert 70 <= sum(flips) <= 130  # 200 fair coins: further off in fewer than one seed in 40,000
+    epochs = [flips[start : start + 15] for start in range(0, 195, 15)]
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_without_rng_nothing_is_random(photos: str) -> None:
+    config = DataConfig(source=photos, resolution=8, crop="random", crop_fraction=0.7, flip=True)
+    central = DataConfig(source=photos, resolution=8, crop_fraction=0.7)
+    for index in range(15):
+        assert np.array_equal(ImageDataset(config).read(index), ImageDataset(central).read(index))
+
+
+def test_memory_is_neither_shared_out_nor_read_twice(photos: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = ImageDataset(DataConfig(source=photos, resolution=8))
+    first = dataset.read(3)
+    kept = first.copy()
+    first[:] = 0
+    monkeypatch.setattr(dataset.source, "read", lambda index: pytest.fail("read again"))
+    assert np.array_equal(dataset.read(3), kept)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_is_in_order_and_complete(numbered: Path, workers: int) -> None:
+    config = DataConfig(source=str(numbered), workers=workers, flip=True)
+    for memory in (0, 1 << 20):
+        indices = [5, 3, 29, 0, 3, 7, 11]
+        batches = list(evaluation_batches(ImageDataset(config, memory), 3, indices))
+        assert [len(labels) for _, labels in batches] == [3, 3, 1]
+        assert torch.cat([labels for _, labels in batches]).tolist() == indices
+        assert torch.cat([images for images, _ in batches]).amax((1, 2, 3)).tolist() == indices
+
+
+def save(path: Path, mode: str, size: tuple[int, int] = (16, 16)) -> None:
+    Image.new(mode, size, 1).save(path)
+
+
+@pytest.mark.parametrize(
+    "mode, suffix, channels",
+    [
+        ("L", "png", 1),
+        ("1", "png", 1),
+        ("I;16", "png", 1),
+        ("LA", "png", 2),
+        ("RGB", "png", 3),
+        ("P", "png", 3),
+        ("CMYK", "jpg", 3),
+        ("RGBA", "png", 4),
+    ],
+)
+def test_facts_come_from_the_images(tmp_path: Path, mode: str, suffix: str, channels: int) -> None:
+    save(tmp_path / f"a.{suffix}", mode)
+    dataset = ImageDataset(DataConfig(source=str(tmp_path)))
+    assert (dataset.facts.resolution, dataset.facts.channels, dataset.facts.num_classes) == (16, channels, 0)
+    assert dataset.read(0).shape == (channels, 16, 16)
+    assert take(dataset, 1, 2)[0][1].tolist() == [0, 0]
+    asked = ImageDataset(DataConfig(source=str(tmp_path), resolution=8, channels=3))
+    assert asked.read(0).shape == (3, 8, 8)
+
+
+def test_facts_of_the_digits() -> None:
+    dataset = ImageDataset(DataConfig())
+    assert (dataset.facts.resolution, dataset.facts.channels, dataset.facts.num_classes) == (16, 1, 10)
+    assert dataset.describe().endswith("; used as 16 x 16 x 1, kept in memory")
+    assert ImageDataset(DataConfig(labels=False)).facts.num_classes == 0
+
+
+def test_images_without_a_common_size(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", "L")
+    save(tmp_path / "b.png", "L", (32, 32))
+    with pytest.raises(ValueError, match=r"b.png has 32 x 32 pixels while .*a.png has 16 x 16.*: set data.resolution"):
+        ImageDataset(DataConfig(source=str(tmp_path)))
+    save(tmp_path / "a.png", "L", (16, 8))
+    with pytest.raises(ValueError, match=r"a.png has 16 x 8 pixels, .*: set data.resolution"):
+        ImageDataset(DataConfig(source=str(tmp_path)))
+    save(tmp_path / "a.png", "L", (24, 24))
+    save(tmp_path / "b.png", "L", (24, 24))
+    with pytest.raises(ValueError, match=r"power of two from 8 to 1024, not 24: set data\.resolution"):
+        ImageDataset(DataConfig(source=str(tmp_path)))
+    assert ImageDataset(DataConfig(source=str(tmp_path), resolution=8)).read(0).shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("memory", [0, 1 << 20])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_named_in_one_sentence(numbered: Path, workers: int, memory: int) -> None:
+    damaged = numbered / "29" / "a.png"
+    damaged.write_bytes(damaged.read_bytes()[:45])
+    dataset = ImageDataset(DataConfig(source=str(numbered), resolution=8), memory)
+    with pytest.raises(ValueError) as caught:
+        take(dataset, 6, 5, workers=workers)
+    assert str(caught.value).startswith(f"{damaged} can't be read as an image (")
+    assert "\n" not in str(caught.value)
+
+
+def test_workers_leave_an_interrupt_to_the_training_process(photos: str) -> None:
+    program = (
+        "import signal\n"
+        "from maxgan.config import DataConfig; from maxgan.data.loader import *\n"
+        f"dataset = ImageDataset(DataConfig(source={photos!r}, resolution=8), memory=0)\n"
+        "batches = training_batches(dataset, 4, 0, workers=2)\n"
+        "next(batches)\n"
+        "interrupts = []\n"
+        "signal.signal(signal.SIGINT, lambda *_: interrupts.append(1))\n"
+        "print('started', flush=True)\n"
+        "while not interrupts: next(batches)\n"
+        "for _ in range(50): next(batches)\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        start_new_session=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "started\n"
+    os.killpg(child.pid, signal.SIGINT)  # as a terminal does
+    _, errors = child.communicate(timeout=30)
+    assert (child.returncode, errors) == (0, "")

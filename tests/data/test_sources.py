@@ -1,0 +1,238 @@
+"""Sources against files written by the tests, and the digits against scikit-learn."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from maxgan.data import files
+from maxgan.data.sources import ImageSource, open_source
+
+Make = Callable[..., Path]
+
+
+def digit(pixels: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray((pixels * 255 / 16).round().astype(np.uint8)).resize((16, 16), 3))
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    images, target = load_digits(return_X_y=True)
+    train, test = train_test_split(np.arange(1797), test_size=0.2, random_state=0, stratify=target)
+    for name, expected in {
+        "digits": np.arange(1797),
+        "digits-train": np.sort(train),
+        "digits-test": np.sort(test),
+    }.items():
+        source = open_source(name)
+        assert len(source) == {"digits": 1797, "digits-train": 1437, "digits-test": 360}[name]
+        assert source.labels is not None and source.labels.dtype == np.int64
+        assert np.array_equal(source.labels, target[expected])
+        assert source.class_names == tuple("0123456789")
+        for index in (0, 17, len(source) - 1):
+            assert np.array_equal(np.asarray(source.read(index)), digit(images[expected[index]].reshape(8, 8)))
+    assert source.describe() == "digits-test: 360 images (16 x 16), 10 classes from scikit-learn"
+    assert open_source("digits", labels=False).labels is None
+
+
+def same(a: ImageSource, b: ImageSource) -> bool:
+    labels = (
+        np.array_equal(a.labels, b.labels) if a.labels is not None and b.labels is not None else a.labels is b.labels
+    )
+    pixels = [np.array_equal(np.asarray(a.read(i)), np.asarray(b.read(i))) for i in range(len(a))]
+    return len(a) == len(b) and labels and a.class_names == b.class_names and a.origin == b.origin and all(pixels)
+
+
+def test_class_folders_and_zip_are_equal(folder: Make, zipped: Make) -> None:
+    root = folder("cat/b.png", "dog/x/c.jpg", "cat/a.png", "ant/d.gif")
+    source = open_source(str(root))
+    assert source.class_names == ("ant", "cat", "dog")
+    assert source.labels is not None and source.labels.tolist() == [0, 1, 1, 2]
+    pixels = np.random.default_rng(2).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    assert np.array_equal(np.asarray(source.read(1)), pixels)
+    assert same(source, open_source(str(zipped(root))))
+    assert source.describe() == f"{root}: 4 images (8 x 8), 3 classes from class folders"
+
+
+def test_numbered_folders_keep_their_order(folder: Make) -> None:
+    source = open_source(str(folder("10/a.png", "9/a.png", "100/a.png")))
+    assert source.class_names == ("9", "10", "100")
+    assert source.labels is not None and source.labels.tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize("names", [("a.png", "cat/b.png"), ("all/a.png", "all/b.png"), ("a.png",)])
+def test_no_classes(folder: Make, names: tuple[str, ...]) -> None:
+    source = open_source(str(folder(*names)))
+    assert (source.labels, source.class_names) == (None, ())
+    assert source.describe().endswith("no labels")
+
+
+def test_a_folder_around_everything_is_no_class(folder: Make, zipped: Make) -> None:
+    root = folder("wrap/cat/a.png", "wrap/dog/b.png")
+    assert open_source(str(root)).class_names == ("cat", "dog")
+    (root / "wrap/dataset.json").write_text('{"labels": [["cat/a.png", 2], ["dog/b.png", 1]]}')
+    source = open_source(str(root))
+    assert source.labels is not None and source.labels.tolist() == [2, 1]
+    assert same(source, open_source(str(zipped(root))))
+
+
+def test_metadata_wins_over_folders(folder: Make, zipped: Make) -> None:
+    root = folder("cat/a.png", "dog/b.png", "dog/c.png", labels=[["dog/c.png", 0], ["cat\\a.png", 3], ["dog/b.png", 3]])
+    source = open_source(str(root))
+    assert source.labels is not None and source.labels.tolist() == [3, 3, 0]
+    assert (source.class_names, source.origin) == (("0", "1", "2", "3"), "dataset.json")
+    assert same(source, open_source(str(zipped(root))))
+    assert open_source(str(root), labels=False).labels is None
+
+
+def test_metadata_takes_the_names_of_equal_folders(folder: Make) -> None:
+    root = folder("cat/a.png", "dog/b.png", "dog/c.png", labels=[["dog/c.png", 0], ["cat/a.png", 1], ["dog/b.png", 0]])
+    assert open_source(str(root)).class_names == ("dog", "cat")
+
+
+def test_metadata_without_labels(folder: Make) -> None:
+    root = folder("cat/a.png", "dog/b.png", labels=None)
+    assert open_source(str(root)).labels is None
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        ([["a.png", 0]], "no label for 1 of 2 images, the first being b.png"),
+        ([["a.png", 0], ["b.png", 1], ["c.png", 1]], "names c.png, which is not there"),
+        ([["a.png", 0], ["b.png", -1]], r'unlike \["b.png", -1\]'),
+        ([["a.png", 0], ["b.png", 1.5]], r'unlike \["b.png", 1.5\]'),
+        ([["a.png", 0], ["b.png", True]], r'unlike \["b.png", true\]'),
+        ([["a.png", 0], ["b.png", [0, 1]]], r'unlike \["b.png", \[0, 1\]\]'),
+        ([["a.png", 0], ["b.png", 10**9]], "class number from 0"),
+        ([["a.png", 0], ["b.png", 1], ["b.png", 2]], "gives b.png two labels, 1 and 2"),
+        ("a.png", 'unlike "a.png"'),
+    ],
+)
+def test_labels_that_do_not_match(folder: Make, zipped: Make, labels: object, message: str) -> None:
+    root = folder("a.png", "b.png", labels=labels)
+    for path in (root, zipped(root)):
+        with pytest.raises(ValueError, match=message) as caught:
+            open_source(str(path))
+        assert f"{path}/dataset.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("content, message", [(b"{", "can't be read as JSON"), (b"[]", "must hold an object")])
+def test_metadata_that_is_none(folder: Make, content: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_source(str(folder("a.png", dataset_json=content)))
+
+
+def test_sidecars_and_hidden_files_are_passed_over(folder: Make, zipped: Make) -> None:
+    root = folder("a.png", ".hidden.png", ".git/b.png", "__MACOSX/c.png", readme_md=b"", Thumbs_db=b"", list_TXT=b"")
+    assert len(open_source(str(root))) == len(open_source(str(zipped(root)))) == 1
+
+
+def test_images_without_a_known_suffix_are_found(folder: Make) -> None:
+    assert len(open_source(str(folder("a.png", "b", "c.dat")))) == 3
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_broken_files(folder: Make, zipped: Make, packed: bool) -> None:
+    root = folder("cat/a.png", "cat/b.png", "dog/c.png", "dog/d.png", "eel/e.png", side=64)
+    content = (root / "cat/b.png").read_bytes()
+    (root / "cat/b.png").write_bytes(content[: len(content) // 2])
+    (root / "dog/c.png").write_bytes(b"no image")
+    (root / "eel/e.png").write_bytes(b"")
+    path = str(zipped(root) if packed else root)
+    source = open_source(path)
+    for index in (1, 2, 4):
+        with pytest.raises(ValueError, match=r"can't be read as an image .*data.on_error=skip") as caught:
+            source.read(index)
+        assert path in str(caught.value) and ("cat/b.png", "dog/c.png", "eel/e.png")[index // 2] in str(caught.value)
+    left = open_source(path, on_error="skip")
+    assert left.skipped == ("cat/b.png", "dog/c.png", "eel/e.png")
+    assert left.class_names == ("cat", "dog", "eel")
+    assert left.labels is not None and left.labels.tolist() == [0, 1]
+    assert np.array_equal(np.asarray(left.read(1)), np.asarray(source.read(3)))
+    assert left.describe().endswith("left out 3 that can't be read: cat/b.png, dog/c.png, eel/e.png")
+
+
+def test_other_files_are_errors_at_once_or_left_out(folder: Make, zipped: Make) -> None:
+    root = folder("cat/a.png", "dog/b.png", notes_doc=b"not a picture")
+    for path in (root, zipped(root)):
+        with pytest.raises(ValueError, match=r"notes.doc can't be read as an image"):
+            open_source(str(path))
+        left = open_source(str(path), on_error="skip")
+        assert (left.skipped, left.class_names) == (("notes.doc",), ("cat", "dog"))
+
+
+def test_nothing_to_read(folder: Make, zipped: Make, tmp_path: Path) -> None:
+    root = folder(readme_txt=b"")
+    for path in (root, zipped(root)):
+        with pytest.raises(ValueError, match="contains no images"):
+            open_source(str(path))
+    (root / "a.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no image that can be read, first a\.png"):
+        open_source(str(root), on_error="skip")
+    with pytest.raises(ValueError, match="is neither a folder nor a zip"):
+        open_source(str(root / "a.png"))
+    with pytest.raises(ValueError, match=r"data.source .*nowhere does not exist: give digits"):
+        open_source(str(tmp_path / "nowhere"))
+
+
+def test_too_large_to_be_true(folder: Make, zipped: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = folder("a.png", side=16)
+    archive = zipped(root)
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 100)
+    with pytest.raises(ValueError, match=r"it unpacks to [\d,]+ bytes"):
+        open_source(str(archive)).read(0)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 255)
+    with pytest.warns(Image.DecompressionBombWarning), pytest.raises(ValueError, match="16 x 16 pixels, more than 255"):
+        open_source(str(root)).read(0)
+
+
+def test_photographs_are_turned_upright(folder: Make) -> None:
+    root = folder()
+    pixels = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned; the picture is shown rotated by 90 degrees clockwise
+    Image.fromarray(pixels).save(root / "a.png", exif=exif)
+    assert np.array_equal(np.asarray(open_source(str(root)).read(0)), np.rot90(pixels, -1))
+
+
+def test_the_description_tells_the_range_of_sizes(folder: Make) -> None:
+    root = folder("b.png", "c.png")
+    for name, size in {"a.png": (30, 20), "d.png": (9, 7)}.items():
+        Image.new("L", size).save(root / name)
+    assert open_source(str(root)).describe() == f"{root}: 4 images (9 x 7 to 30 x 20), no labels"
+
+
+def test_links_are_followed_once(folder: Make) -> None:
+    root = folder("cat/a.png", "dog/b.png")
+    os.symlink(root, root / "dog" / "loop")
+    assert len(open_source(str(root))) == 2
+
+
+def test_zip_entries_that_point_outside_are_no_images(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.new("L", (8, 8)).save(stream, "PNG")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        for name in ("../a.png", "/b.png", "c/d.png"):
+            file.writestr(name, stream.getvalue())
+    assert len(open_source(str(tmp_path / "a.zip"))) == 1
+
+
+def test_a_zip_is_opened_anew_in_each_process(folder: Make, zipped: Make) -> None:
+    source = open_source(str(zipped(folder("a.png", "b.png"))))
+    parent = source._store._archive()  # type: ignore[attr-defined]
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if source._store._archive() is not parent else 1)  # type: ignore[attr-defined]
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert source._store._archive() is parent  # type: ignore[attr-defined]
+    assert same(source, pickle.loads(pickle.dumps(source)))
