@@ -1,4 +1,4 @@
-"""Train a MaxViT-GAN: `accelerate launch train_gan.py [--config FILE.yaml] [--optim.lr 2e-4 ...]`; --help lists all settings."""
+"""Train a MaxViT-GAN: `accelerate launch train_gan.py [--config FILE.yaml] [--optim.lr 2e-4 ...]`; --help lists all."""
 
 import sys
 
@@ -7,8 +7,10 @@ from maxgan.config import GanConfig
 
 
 def main() -> int:
+    """Parse, train, and return the exit code."""
     config, name = parse(GanConfig)
-    from maxgan.training.gan_run import train_gan  # torch takes seconds to import: not before the settings are known to be right
+    # torch takes seconds to import: not before the settings are known to be right.
+    from maxgan.training.gan_run import train_gan
 
     try:
         return train_gan(config, name)

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import jsonargparse
 import yaml
@@ -34,41 +34,78 @@ def parse(config_class: type[C], argv: Sequence[str] | None = None) -> tuple[C, 
         The config, and the stem of the last config file's name (None without one).
 
     Raises:
-        SystemExit: with code 2 and one sentence, for a setting that is unknown, misspelt or out of range.
+        SystemExit: with code 2 and one sentence, for a setting that is unknown, misspelt, of the wrong type or out of range.
     """
-    parser = jsonargparse.ArgumentParser(description=config_class.__doc__, exit_on_error=False)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = jsonargparse.ArgumentParser(description=config_class.__doc__, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of settings; flags that follow it win.")
     parser.add_class_arguments(config_class, as_group=False)
     try:
-        values = parser.instantiate(parser.parse_args(sys.argv[1:] if argv is None else list(argv))).as_dict()
+        parsed = parser.parse_args(argv)
+        for section in {name.partition(".")[0] for name in field_types(config_class) if "." in name}:
+            if not isinstance(parsed[section], jsonargparse.Namespace):
+                fail(_not_a_section(section, str(parsed[section])))
+        values = parser.instantiate(parsed).as_dict()
         files = values.pop("config")
         config = config_class(**values)
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
-        fail(_one_sentence(str(error), field_names(config_class)))
+        fail(_one_sentence(str(error), field_types(config_class), argv))
     return config, Path(str(files[-1])).stem if files else None
 
 
-def field_names(config_class: Any, prefix: str = "") -> list[str]:
-    """Return the dotted names of all fields of a nested dataclass."""
-    names: list[str] = []
-    default = config_class() if isinstance(config_class, type) else config_class
-    for field in dataclasses.fields(default):
-        value = getattr(default, field.name)
-        nested = dataclasses.is_dataclass(value)
-        names += field_names(value, f"{prefix}{field.name}.") if nested else [prefix + field.name]
-    return names
+def field_types(config_class: type, prefix: str = "") -> dict[str, Any]:
+    """Return the type of every field of a nested dataclass, by its dotted name."""
+    types: dict[str, Any] = {}
+    for name, kind in get_type_hints(config_class).items():
+        types |= field_types(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else {prefix + name: kind}
+    return types
 
 
-def _one_sentence(message: str, names: list[str]) -> str:
-    """Turn jsonargparse's message into one sentence, with the nearest setting for a misspelt one."""
-    flag = re.search(r"unrecognized arguments: (?:--)?([\w.-]+)", message)
-    option = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
-    top = re.search(r"does not accept option '([\w.]+)'", message)
-    if flag or option or top:
-        name = flag[1] if flag else f"{option[1]}.{option[2]}" if option else top[1] if top else ""
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        return f"there is no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; --help lists all")
-    return " ".join(message.split())
+# Forms of jsonargparse's messages, on one line.
+_UNKNOWN_FLAG = re.compile(r"unrecognized arguments: (?:--)?([\w.-]+)")
+_UNKNOWN_FIELD = re.compile(r"Group '(?P<section>[\w.]+)' does not accept option '(?P<name>[\w.]+)'")
+_UNKNOWN_OPTION = re.compile(r"(?:does not accept option|Option) '([\w.]+)'")
+_WRONG_VALUE = re.compile(r'Parser key "(?P<name>[\w.]+)":.* (?:Got|Given) value: (?P<value>.*)$')
+_WRONG_SECTION = re.compile(r"""Parser key "(?P<name>[\w.]+)": Unable to load config ['"](?P<value>.*?)['"]""")
+_NO_FILE = re.compile(r"(?:File does not exist|Path is not a file): (.*)$")
+_WRONG_FILE = re.compile(r"(?:Problems parsing|Unexpected) config:")
+_NO_VALUE = re.compile(r"argument (--[\w.]+): expected one argument")
+
+
+def _one_sentence(message: str, types: dict[str, Any], argv: Sequence[str]) -> str:
+    """Turn jsonargparse's message into one plain sentence, with the nearest setting for a misspelt one."""
+    message = " ".join(message.split())
+    if found := _UNKNOWN_FLAG.search(message) or _UNKNOWN_FIELD.search(message) or _UNKNOWN_OPTION.search(message):
+        name = ".".join(found.groups())
+        near = difflib.get_close_matches(name, types, n=1, cutoff=0.5)
+        return f"there is no setting {name!r}; " + (f"did you mean {near[0]!r}?" if near else "--help lists all")
+    if (found := _WRONG_VALUE.search(message)) and found["name"] in types:
+        return f"{found['name']} must be {_in_words(types[found['name']])}, not {found['value']}"
+    if found := _WRONG_SECTION.search(message):
+        return _not_a_section(found["name"], found["value"])
+    if found := _NO_FILE.search(message):
+        return f"there is no config file {found[1]}"
+    if _WRONG_FILE.search(message):
+        files = re.findall(r"--config[=\0]([^\0]+)", "\0".join(argv))
+        return f"{' or '.join(files)} is no YAML file of settings: write lines like `optim:` and, indented below it, `lr: 1e-4`"
+    if found := _NO_VALUE.search(message):
+        return f"{found[1]} needs a value"
+    return message
+
+
+def _not_a_section(section: str, value: str) -> str:
+    return f"{section} is a group of settings and can't be {value!r}: set its fields, --help lists them"
+
+
+def _in_words(kind: Any) -> str:
+    """Return a field's type as a person would say it."""
+    if get_origin(kind) is Literal:
+        return " or ".join(str(choice) for choice in get_args(kind))
+    if get_origin(kind) is tuple:
+        return "a list of whole numbers like [64, 32]"
+    if parts := get_args(kind):
+        return " or ".join(_in_words(part) for part in parts)
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}[kind]
 
 
 def fail(message: str, code: int = 2) -> NoReturn:

@@ -27,12 +27,20 @@ class ImageFacts:
     """Number of classes; 0 means that there are no labels."""
 
     def __post_init__(self) -> None:
-        if self.resolution < 8 or self.resolution > 1024 or self.resolution & (self.resolution - 1):
-            raise ValueError(f"resolution must be a power of two from 8 to 1024, not {self.resolution}: set data.resolution")
+        if self.resolution < 8:
+            raise ValueError(f"images must have at least 8 x 8 pixels, not {self.resolution}: set data.resolution")
         if not 1 <= self.channels <= 4:
             raise ValueError(f"images must have 1 to 4 channels, not {self.channels}: set data.channels")
         if self.num_classes < 0:
             raise ValueError(f"num_classes must be 0 or more, not {self.num_classes}")
+
+
+def check_gan_resolution(resolution: int) -> None:
+    """Raise ValueError unless a generator and a discriminator can have this resolution."""
+    if not 8 <= resolution <= 1024 or resolution & (resolution - 1):
+        raise ValueError(
+            f"the resolution of a GAN must be a power of two from 8 to 1024, not {resolution}: set data.resolution"
+        )
 
 
 @dataclass(frozen=True)
@@ -42,11 +50,12 @@ class DataConfig:
     source: str = "digits-train"
     """`digits`, `digits-train`, `digits-test` (embedded), or the path of a folder or a zip of images."""
     resolution: int | None = None
-    """Side in pixels, a power of two from 8 to 1024; unset: that of the images, if all are square and of one such size."""
+    """Side in pixels, for a GAN a power of two from 8 to 1024; unset: that of the images, if all are square and of one size, which
+    reads all headers at the start."""
     channels: int | None = None
     """1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha; unset: those of the first image."""
     labels: bool = True
-    """Use the labels, if the source has any (class folders or dataset.json); off trains without classes."""
+    """Use the labels, if the source has any (dataset.json, which wins, or class folders); off trains without classes."""
     crop: Literal["center", "random"] = "center"
     """Which square of the image is kept."""
     crop_fraction: float = 1.0
@@ -54,9 +63,9 @@ class DataConfig:
     flip: bool = False
     """Mirror images left to right at random."""
     on_error: Literal["raise", "skip"] = "raise"
-    """What to do with a file that can't be read: stop and name it, or leave it out and say so."""
+    """What to do with a file that can't be read: stop and name it, or leave it out and say so, which reads every file at the start."""
     workers: int = 0
-    """Decoding processes beside each training process; 0 decodes in the training process. Sets that fit are kept in memory."""
+    """Decoding processes beside each training process; 0 decodes in it. Sets that fit in memory are decoded once, by as many threads."""
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_fraction <= 1:
@@ -102,9 +111,16 @@ class DiscriminatorConfig:
     """The residual discriminator of StyleGAN2, as HiT uses it."""
 
     channel_multiplier: float = 1.0
-    """Channels at resolution r are min(max_width, channel_multiplier * 16384 / r), and max_width at 32 px and below."""
+    """Channels at resolution r are channel_multiplier * 16384 / r, at most max_width and at least 8."""
     max_width: int = 512
     """The most channels of a layer."""
+
+    def __post_init__(self) -> None:
+        if self.channel_multiplier <= 0 or self.max_width < 8:
+            raise ValueError(
+                f"discriminator.channel_multiplier must be above 0 and max_width at least 8, not {self.channel_multiplier} and "
+                f"{self.max_width}"
+            )
 
 
 @dataclass(frozen=True)
@@ -263,7 +279,7 @@ class GanConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=lambda: DiscriminatorConfig(1 / 32, 128))
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
@@ -281,15 +297,43 @@ class ClassifierOptimConfig:
     min_lr: float = 1e-5
     """Learning rate at the end."""
     warmup: float = 0.1
-    """Fraction of the training that the rate rises for."""
+    """Fraction of the training that the rate rises for, in [0, 1)."""
     weight_decay: float = 0.05
     """Decoupled weight decay; not on biases, norms and relative-position tables."""
     label_smoothing: float = 0.1
-    """Mass of the target spread over all classes."""
-    gradient_clip: float = 1.0
-    """Largest norm of the gradient."""
-    affine: bool = True
-    """Rotate, shift and scale training images by up to 10 degrees, 8 % and 10 %."""
+    """Mass of the target spread over all classes, in [0, 1)."""
+    gradient_clip: float | None = 1.0
+    """Largest norm of the gradient; unset: any."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or not 0 <= self.min_lr <= self.lr:
+            raise ValueError(f"optim.lr must be above 0 and optim.min_lr from 0 to it, not {self.lr}, {self.min_lr}")
+        if not (0 <= self.warmup < 1 and 0 <= self.label_smoothing < 1):
+            raise ValueError(
+                f"optim.warmup and optim.label_smoothing must be in [0, 1), not {self.warmup}, {self.label_smoothing}"
+            )
+        if self.weight_decay < 0:
+            raise ValueError(f"optim.weight_decay must be 0 or more, not {self.weight_decay}")
+        if self.gradient_clip is not None and self.gradient_clip <= 0:
+            raise ValueError(f"optim.gradient_clip must be above 0, or unset for none, not {self.gradient_clip}")
+
+
+@dataclass(frozen=True)
+class AffineConfig:
+    """Random rotation, scale and shift of the training images of a classifier, each uniform; what comes in is black."""
+
+    rotate: float = 10.0
+    """Largest angle in degrees, either way."""
+    scale: float = 0.1
+    """Largest change of size, as a fraction of it, in [0, 1)."""
+    shift: float = 0.08
+    """Largest shift along each axis, as a fraction of the side, in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rotate <= 180:
+            raise ValueError(f"affine.rotate must be from 0 to 180 degrees, not {self.rotate}")
+        if not (0 <= self.scale < 1 and 0 <= self.shift < 1):
+            raise ValueError(f"affine.scale and affine.shift must be in [0, 1), not {self.scale}, {self.shift}")
 
 
 @dataclass(frozen=True)
@@ -299,10 +343,76 @@ class ClassifierConfig:
     data: DataConfig = field(default_factory=DataConfig)
     test: str | None = "digits-test"
     """Images to measure accuracy on: `digits-test`, a folder or a zip; unset: none."""
+    affine: AffineConfig = field(default_factory=AffineConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     optim: ClassifierOptimConfig = field(default_factory=ClassifierOptimConfig)
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(images=60_000, batch_size=64))
-    run: RunConfig = field(default_factory=lambda: RunConfig(checkpoint_every=16_000))
+    run: RunConfig = field(default_factory=lambda: RunConfig(sample_every=0, checkpoint_every=16_000))
+
+    def __post_init__(self) -> None:
+        if self.run.sample_every:
+            raise ValueError(f"a classifier makes no samples: leave run.sample_every at 0, not {self.run.sample_every}")
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Draw images from a trained generator; without any argument, from that of the newest run."""
+
+    n: int = 64
+    """Number of images."""
+    model: str | None = None
+    """Generator: file, folder, or Hugging Face Hub repository; unset: runs/*/generator.safetensors written last."""
+    output: str | None = None
+    """Where the images go: a folder of PNGs, a .zip or an .npz; unset: samples/<run name>."""
+    seed: int = 0
+    """Seed of the first image; the others follow one by one. A seed always gives the same image."""
+    classes: str | None = None
+    """Classes to draw in turn, such as "3,5"; unset: all at random."""
+    truncation: float | None = None
+    """Draw the latents from a normal cut at this value: fewer oddities, less variety; unset: not cut."""
+    batch_size: int = 64
+    """Images at once on each process."""
+    grid: str | None = None
+    """PNG file for one picture of the first images."""
+    grid_columns: int = 8
+    """Columns, and at most as many rows, of that picture."""
+    cpu: bool = False
+    """Stay on the CPU although there is an accelerator."""
+    overwrite: bool = False
+    """Replace the samples that are there."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("n", 1), ("seed", 0), ("batch_size", 1), ("grid_columns", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if self.grid is not None and not self.grid.lower().endswith(".png"):
+            raise ValueError(f"grid must be a .png file, not {self.grid}")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Score a generator, or a folder or zip of images, against reference images."""
+
+    fakes: str | None = None
+    """What is scored: a generator file, or a folder or zip of images; unset: the newest run's generator."""
+    reference: str = "digits"
+    """Images to compare with: `digits`, a folder or a zip."""
+    extractor: str = "digits"
+    """`digits` (embedded) or the file of a classifier exported by train_classifier.py."""
+    n: int | None = None
+    """Number of samples of a generator; unset: as many as the reference has, at most 50,000."""
+    seed: int = 0
+    """Seed of the first sample."""
+    truncation: float | None = None
+    """Draw the latents from a normal cut at this value; unset: not cut."""
+    output: str | None = None
+    """JSON file for the scores with their protocol; unset: only the table is printed."""
+    cpu: bool = False
+    """Stay on the CPU although there is an accelerator."""
+
+    def __post_init__(self) -> None:
+        if self.n is not None and self.n < 2:
+            raise ValueError(f"n must be at least 2, not {self.n}")
 
 
 # Sections and fields that don't change what is learned: a run may be continued with other values of these.

@@ -17,7 +17,7 @@ from maxgan.cli import available_cores
 PR_SET_PDEATHSIG = 1
 
 
-def start(threads: int | None = None, precision: str = "no", **options: Any) -> Accelerator:
+def start(threads: int | None = None, precision: str = "no", cpu: bool = False, **options: Any) -> Accelerator:
     """Return this process's Accelerator: on the GPU if there is one, else on the CPU, alone or with others.
 
     On a CPU each process gets its share of the machine's cores, whatever OMP_NUM_THREADS a launcher exported: plain
@@ -26,9 +26,10 @@ def start(threads: int | None = None, precision: str = "no", **options: Any) -> 
     Args:
         threads: CPU threads of this process; None shares the cores among the processes of this machine.
         precision: `no`, `bf16` or `fp16`.
+        cpu: stay on the CPU although there is an accelerator.
         options: further arguments of Accelerator.
     """
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=precision, **options)
+    accelerator = Accelerator(cpu=cpu or not torch.accelerator.is_available(), mixed_precision=precision, **options)
     if accelerator.device.type == "cpu" or threads is not None:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
         torch.set_num_threads(threads or max(1, available_cores() // max(1, local)))

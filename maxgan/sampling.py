@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
+from scipy.special import ndtr, ndtri
 from torch import Tensor
 
 from maxgan.data.transforms import to_uint8
@@ -114,10 +115,11 @@ def latents_of(
 def truncate(z: Tensor, t: float) -> Tensor:
     """Map standard normal z (float64) to the standard normal cut to [-t, t], keeping the order: quantile to quantile.
 
-    The lower half is mapped and the upper mirrored, since the distribution function loses its digits near 1.
+    The lower half is mapped and the upper mirrored, since the distribution function loses its digits near 1. SciPy's
+    functions, since torch.special.ndtr is 0 below -8.3.
     """
-    tail = torch.special.ndtr(torch.tensor(-t, dtype=torch.float64))
-    cut = torch.special.ndtri(tail + torch.special.ndtr(-z.abs()) * (1 - 2 * tail))
+    tail = ndtr(-t)
+    cut = torch.from_numpy(ndtri(tail + ndtr(-z.abs().numpy()) * (1 - 2 * tail)))
     return torch.copysign(cut, z).clamp(-t, t)
 
 

@@ -69,9 +69,14 @@ class ToyClassifier(Network):
     config_class = ToyConfig
 
     def __init__(
-        self, resolution: int, channels: int = 3, num_classes: int = 2, config: ToyConfig | None = None
+        self,
+        resolution: int,
+        channels: int = 3,
+        num_classes: int = 2,
+        config: ToyConfig | None = None,
+        **settings: object,
     ) -> None:
-        super().__init__(resolution, channels, num_classes, config)
+        super().__init__(resolution, channels, num_classes, config, **settings)
 
 
 def toy(channels: int = 3, num_classes: int = 0, resolution: int = 8) -> ToyGenerator:
@@ -289,8 +294,8 @@ def test_output_is_whole_or_absent_and_never_lost(tmp_path: Path, suffix: str) -
         assert list(tmp_path.iterdir()) == []
     write_images(generate(generator, range(300), 64, "cpu"), output)  # more than the queue holds
     first = sorted(file.name for file in output.iterdir()) if not suffix else output.read_bytes()
-    assert not suffix == "" or (len(first) == 301 and "junk.png" not in first)
-    with pytest.raises(ValueError, match="exists.*overwrite"):
+    assert suffix != "" or (len(first) == 301 and "junk.png" not in first)
+    with pytest.raises(ValueError, match=r"exists.*overwrite"):
         write_images(generate(generator, range(3), 2, "cpu"), output)
     with pytest.raises(RuntimeError):
         write_images(failing(RuntimeError("x")), output, overwrite=True)
@@ -390,11 +395,12 @@ from accelerate import PartialState
 import sample
 from test_sampling import ToyGenerator
 assert PartialState(cpu=True).num_processes == 2
-PartialState.destroy_process_group = lambda self: None  # main is called several times
+end, PartialState.destroy_process_group = PartialState.destroy_process_group, lambda self: None  # main runs often
 for output in ("two", "two.zip", "two.npz"):
     sample.main(["--n", "7", "--batch_size", "2", "--output", output, "--grid", "two.png", "--grid_columns", "3"])
 sample.main(["--n", "1", "--output", "one.npz"])
 assert not any(name.startswith("maxgan.training") for name in sys.modules)
+end(PartialState())
 """
 
 

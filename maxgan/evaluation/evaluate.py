@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
+from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
 
 from maxgan.config import DataConfig
 from maxgan.data.loader import ImageDataset, evaluation_batches
@@ -157,3 +158,8 @@ def default_extractor(source: str) -> str | None:
 def default_reference(source: str) -> str:
     """Return what samples of a training on `source` are compared with: all digits for the digits, else the source itself."""
     return "digits" if default_extractor(source) else source
+
+
+def is_generator(path: Path) -> bool:
+    """Return whether a path names a model rather than images."""
+    return path.suffix == ".safetensors" or (path / SAFETENSORS_SINGLE_FILE).is_file()

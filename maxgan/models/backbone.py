@@ -46,13 +46,14 @@ class MaxViT(Network):
     The first block of every stage halves the map. BatchNorm in the convolutions, LayerNorm before attention and feed-forward.
 
     Args:
-        resolution: side of the images, a power of two from 8 to 1024.
+        resolution: side of the images; any that the stages halve evenly and the windows fit, such as 224.
         channels: image channels, 1 to 4.
         num_classes: at least 2.
         config: settings; single fields can be given as keywords.
 
     Raises:
-        ValueError: if a window does not fit the map of its stage.
+        ValueError: if a window does not fit the map of its stage, for a width that is no multiple of head_dim, and for fewer
+            than 2 classes.
     """
 
     config_class = BackboneConfig
@@ -68,21 +69,22 @@ class MaxViT(Network):
     ) -> None:
         super().__init__(resolution, channels, num_classes, config, **settings)
         config = self.config
-        if num_classes < 2:
-            raise ValueError(f"a classifier needs at least 2 classes, and there are {num_classes}: is the data labelled?")
         window = config.window_size if config.window_size is not None else resolution // 32
-        side = resolution // config.stem_stride
+        if not config.depths or min(config.depths) < 1:
+            raise ValueError(f"backbone.depths must give every stage at least one block, not {config.depths}")
+        side = resolution / config.stem_stride  # a fraction holds no whole windows, so that odd maps are refused
         total = sum(config.depths)
         blocks_before = 0
         width = config.stem_width
         self.stem = Stem(channels, width, config.stem_stride)
         self.stages = nn.ModuleList()
         for outputs, depth in zip(config.widths, config.depths, strict=True):
-            side //= 2
+            side /= 2
             if window < 2 or side % window:
                 raise ValueError(
-                    f"backbone.window_size {window} does not fit the {side} x {side} map of stage {len(self.stages) + 1} at "
-                    f"{resolution} px: use a window of at least 2 that divides it, fewer stages or stem_stride 1"
+                    f"backbone.window_size {window} does not fit the {side:g} x {side:g} map of stage "
+                    f"{len(self.stages) + 1} at {resolution} px: use a window of at least 2 that divides it, fewer stages or "
+                    f"stem_stride 1"
                 )
             blocks = []
             for i in range(depth):
@@ -102,6 +104,14 @@ class MaxViT(Network):
             self.stages.append(nn.Sequential(*blocks))
         self.head = Head(width, num_classes)
         self.apply(_initialise)
+
+    @staticmethod
+    def check_sizes(resolution: int, channels: int, num_classes: int) -> None:
+        """Raise ValueError for channels out of range and fewer than 2 classes; the resolution is a matter of the windows."""
+        if not 1 <= channels <= 4:
+            raise ValueError(f"images must have 1 to 4 channels, not {channels}: set data.channels")
+        if num_classes < 2:
+            raise ValueError(f"a classifier needs at least 2 classes, and there are {num_classes}: is the data labelled?")
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the map of every stage, `(N, C_i, H_i, W_i)`, for images `(N, channels, H, W)` in [-1, 1]."""

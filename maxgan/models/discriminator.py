@@ -8,20 +8,18 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maxgan.config import DiscriminatorConfig
+from maxgan.config import DiscriminatorConfig, check_gan_resolution
 from maxgan.models.network import Network
 from maxgan.nn.attention import to_tokens
-from maxgan.nn.resample import BlurPool
+from maxgan.nn.resample import blur_pool
 
 SLOPE = 0.2
 LAST_SIDE = 4
 
 
 def width_at(resolution: int, config: DiscriminatorConfig) -> int:
-    """Return the channels at a resolution: max_width at 32 px and below, else at most channel_multiplier * 16384 / r."""
-    if resolution <= 32:
-        return config.max_width
-    return min(config.max_width, int(config.channel_multiplier * 16384 / resolution))
+    """Return the channels at a resolution: channel_multiplier * 16384 / resolution, at most max_width, at least 8."""
+    return max(8, min(config.max_width, int(config.channel_multiplier * 16384 / resolution)))
 
 
 class ResidualBlock(nn.Module):
@@ -30,14 +28,13 @@ class ResidualBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, inputs, 3, padding=1)
-        self.blur = BlurPool()
         self.conv2 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.skip = nn.Conv2d(inputs, outputs, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.blur(F.leaky_relu(self.conv1(x), SLOPE))
+        y = blur_pool(F.leaky_relu(self.conv1(x), SLOPE))
         y = F.leaky_relu(self.conv2(y), SLOPE)
-        return (y + self.skip(self.blur(x))) * math.sqrt(0.5)
+        return (y + self.skip(blur_pool(x))) * math.sqrt(0.5)
 
 
 class ResidualDiscriminator(Network):
@@ -50,6 +47,9 @@ class ResidualDiscriminator(Network):
         channels: image channels, 1 to 4.
         num_classes: 0 for an unconditional model.
         config: settings; single fields can be given as keywords.
+
+    Raises:
+        ValueError: for sizes out of range.
     """
 
     config_class = DiscriminatorConfig
@@ -64,6 +64,7 @@ class ResidualDiscriminator(Network):
         **settings: Any,
     ) -> None:
         super().__init__(resolution, channels, num_classes, config, **settings)
+        check_gan_resolution(resolution)
         sides = [resolution >> i for i in range(resolution.bit_length() - LAST_SIDE.bit_length() + 1)]
         widths = [width_at(side, self.config) for side in sides]
         last = widths[-1]
@@ -80,7 +81,10 @@ class ResidualDiscriminator(Network):
 
         Args:
             x: the images.
-            labels: `(N,)` integers; needed exactly when the model has classes.
+            labels: `(N,)` integers in [0, num_classes); needed exactly when the model has classes.
+
+        Raises:
+            ValueError: if labels and model don't agree.
         """
         if (labels is None) != (self.class_embedding is None):
             raise ValueError(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from maxgan.config import GeneratorConfig
+from maxgan.config import GeneratorConfig, check_gan_resolution
 from maxgan.models.block import MaxViTBlock
 from maxgan.models.network import Network
 from maxgan.nn.attention import CrossAttention, to_map, to_tokens
@@ -16,20 +17,45 @@ from maxgan.nn.resample import PixelShuffleUp
 
 
 def stage_widths(config: GeneratorConfig, stages: int) -> tuple[int, ...]:
-    """Return the channels of each of `stages` stages.
+    """Return the channels of each of `stages` stages, at most nine.
 
-    The rule: two stages of `width`, three of width / 2, then one halving each two stages. With width 256 and a first map of 8 it
-    gives (256, 256, 128, 128, 128) at 128 px, the 18.6M parameters of the paper.
+    The rule: two stages of `width`, three of width / 2, then one halving each two stages, but never less than one head. With
+    width 256 and a first map of 8 it gives (256, 256, 128, 128, 128) at 128 px, the 18.6M parameters of the paper.
 
     Raises:
-        ValueError: if `widths` has another length.
+        ValueError: if `widths` has another length, or a width is no multiple of head_dim.
     """
+    if config.head_dim < 1:
+        raise ValueError(f"generator.head_dim must be at least 1, not {config.head_dim}")
     if config.widths is None:
         halvings = (0, 0, 1, 1, 1, 2, 2, 3, 3)
-        return tuple(config.width >> halvings[i] for i in range(stages))
-    if len(config.widths) != stages:
-        raise ValueError(f"generator.widths {config.widths} has {len(config.widths)} entries, but there are {stages} stages")
-    return config.widths
+        setting = "generator.width"
+        widths = tuple(max(config.width >> halvings[i], config.head_dim) for i in range(stages))
+    else:
+        setting, widths = "generator.widths", config.widths
+    if len(widths) != stages:
+        raise ValueError(f"{setting} {widths} has {len(widths)} entries, but there are {stages} stages")
+    if any(width < 1 or width % config.head_dim for width in widths):
+        raise ValueError(
+            f"the stages' widths {widths} must be multiples of generator.head_dim {config.head_dim}: "
+            f"change {setting} or generator.head_dim"
+        )
+    return widths
+
+
+def stage_windows(config: GeneratorConfig, sides: Sequence[int]) -> tuple[int, ...]:
+    """Return the side of the windows on maps of each of `sides`: window_size, or the whole of a smaller map.
+
+    Raises:
+        ValueError: for a window_size below 2, or one that does not divide a map.
+    """
+    window = config.window_size
+    for side in sides:
+        if window < 2 or (side > window and side % window):
+            raise ValueError(
+                f"generator.window_size {window} does not fit the {side} x {side} map: use a power of two of at least 2"
+            )
+    return tuple(min(window, side) for side in sides)
 
 
 def stage_depths(config: GeneratorConfig, stages: int) -> tuple[int, ...]:
@@ -49,11 +75,14 @@ class Stage(nn.Module):
         channels: width C.
         token_channels: width of the latent tokens.
         side: side of the map in pixels.
+        window: side of the attention windows and grids.
         depth: number of MaxViT blocks.
         config: the generator's settings.
     """
 
-    def __init__(self, channels: int, token_channels: int, side: int, depth: int, config: GeneratorConfig) -> None:
+    def __init__(
+        self, channels: int, token_channels: int, side: int, window: int, depth: int, config: GeneratorConfig
+    ) -> None:
         super().__init__()
         self.position = nn.Parameter(torch.zeros(1, channels, side, side)) if config.positions else None
         self.cross_norm = make_norm(config.norm, channels, config.norm_group)
@@ -63,7 +92,7 @@ class Stage(nn.Module):
                 MaxViTBlock(
                     channels,
                     channels,
-                    min(config.window_size, side),
+                    window,
                     config.order,
                     head_dim=config.head_dim,
                     conv_norm=config.norm,
@@ -115,10 +144,16 @@ class MaxViTGenerator(Network):
         **settings: Any,
     ) -> None:
         super().__init__(resolution, channels, num_classes, config, **settings)
+        check_gan_resolution(resolution)
         config = self.config
         base = config.base_resolution
-        if base < 2 or base & (base - 1) or base > resolution:
-            raise ValueError(f"generator.base_resolution must be a power of two from 2 to the resolution {resolution}, not {base}")
+        if base < 4 or base & (base - 1) or base > resolution:
+            raise ValueError(f"generator.base_resolution must be a power of two from 4 to the resolution {resolution}, not {base}")
+        if config.latent_dim < 1 or config.latent_tokens < 1:
+            raise ValueError(
+                "generator.latent_dim and generator.latent_tokens must be at least 1, "
+                f"not {config.latent_dim}, {config.latent_tokens}"
+            )
         sides = [base << i for i in range((resolution // base).bit_length())]
         widths = stage_widths(config, len(sides))
         depths = stage_depths(config, len(sides))
@@ -130,7 +165,8 @@ class MaxViTGenerator(Network):
         self.token_position = nn.Parameter(torch.empty(1, config.latent_tokens, 1, widths[0]))
         self.token_norm = make_norm(config.norm, widths[0], config.norm_group)
         self.stages = nn.ModuleList(
-            Stage(width, widths[0], side, depth, config) for width, side, depth in zip(widths, sides, depths, strict=True)
+            Stage(width, widths[0], side, window, depth, config)
+            for width, side, window, depth in zip(widths, sides, stage_windows(config, sides), depths, strict=True)
         )
         self.ups = nn.ModuleList(PixelShuffleUp(a, b) for a, b in zip(widths, widths[1:], strict=False))
         self.out_norm = make_norm(config.norm, widths[-1], config.norm_group)
@@ -151,6 +187,9 @@ class MaxViTGenerator(Network):
         Args:
             z: `(N, latent_dim)`, standard normal.
             labels: `(N,)` integers in [0, num_classes); needed exactly when the model has classes.
+
+        Raises:
+            ValueError: if labels and model don't agree.
         """
         z = self.join_class(z, labels)
         n, base = z.shape[0], self.config.base_resolution

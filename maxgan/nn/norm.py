@@ -48,8 +48,8 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
                 f"ghost BatchNorm: {n} images don't split into groups of {self.group}: make generator.norm_group "
                 f"divide the images a process holds at once (batch_size / processes / accumulation)"
             )
-        # Sums in float32 whatever the autocast type, as BatchNorm itself takes them.
-        groups = x.unflatten(0, (n // self.group, self.group)).float()
+        # Sums in float32 at least, whatever the autocast type, as BatchNorm itself takes them.
+        groups = x.unflatten(0, (n // self.group, self.group)).to(torch.promote_types(x.dtype, torch.float32))
         var, mean = torch.var_mean(groups, dim=(1, 3, 4), keepdim=True, correction=0)
         scale = torch.rsqrt(var + self.eps) * self.weight.view(1, 1, c, 1, 1)
         out = torch.addcmul(self.bias.view(1, 1, c, 1, 1) - mean * scale, groups, scale)

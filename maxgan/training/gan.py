@@ -49,10 +49,10 @@ class GanTrainer:
         self.images_seen = 0
         size = (facts.resolution, facts.channels, facts.num_classes)
         torch.manual_seed(config.training.seed)
-        generator: nn.Module = MaxViTGenerator(*size, config=config.generator)
-        discriminator: nn.Module = ResidualDiscriminator(*size, config=config.discriminator)
-        generator = generator.to(accelerator.device, memory_format=torch.channels_last)
-        discriminator = discriminator.to(accelerator.device, memory_format=torch.channels_last)
+        generator = MaxViTGenerator(*size, config=config.generator)
+        discriminator = ResidualDiscriminator(*size, config=config.discriminator)
+        for network in (generator, discriminator):
+            network.to(accelerator.device).to(memory_format=torch.channels_last)
         self.ema = AveragedModel(generator, multi_avg_fn=self._average, use_buffers=True).requires_grad_(False)
 
         optim = config.optim
@@ -83,6 +83,14 @@ class GanTrainer:
         self.images_seen += self.config.training.batch_size
         self.ema.update_parameters(self.accelerator.unwrap_model(self.generator))
         return metrics
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the moving average: all that isn't in the networks and optimisers that the accelerator saves."""
+        return dict(self.ema.state_dict())
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        self.ema.load_state_dict(tensors)
 
     def _update_discriminator(self, micro: list[Batch]) -> dict[str, Tensor]:
         loss_config, parts = self.config.loss, len(micro)

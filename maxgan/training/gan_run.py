@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,29 +10,26 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from tqdm import tqdm
 
 import maxgan
-from maxgan.checkpoint import atomic_path, export_model, find_run_state, load_run_state, remove_leftovers, save_run_state
+from maxgan.checkpoint import atomic_path, export_model
 from maxgan.config import GanConfig
-from maxgan.data.loader import ImageDataset, evaluation_batches, training_batches
+from maxgan.data.loader import ImageDataset, evaluation_batches
 from maxgan.evaluation.evaluate import default_extractor, default_reference, score_generator
 from maxgan.evaluation.extractors import Extractor, load_extractor
 from maxgan.evaluation.protocols import Scores
-from maxgan.runtime import StopSignal, start
+from maxgan.runtime import start
 from maxgan.sampling import EXPORT_NAME, generate
 from maxgan.training.gan import GanTrainer
-from maxgan.training.meters import Meters
+from maxgan.training.loop import Loop
 from maxgan.training.pictures import plot_curves
-from maxgan.training.run import METRICS, MetricsLog, RunDirectory, read_metrics, run_directory, tracker_names
+from maxgan.training.run import METRICS, RunDirectory, read_metrics, run_directory, tracker_names
 from maxgan.writers import image_grid
 
 GRID_IMAGES = 100
 GRID_COLUMNS = 10
 SCORES = "scores.json"
-# With several processes, a signal is looked for every so many updates: each look waits for all of them.
-SIGNAL_INTERVAL = 8
 PANELS = {
     "loss": ("loss_discriminator", "loss_generator"),
     "logits of D": ("real_logit", "fake_logit"),
@@ -44,7 +39,7 @@ PANELS = {
 
 
 class GanRun:
-    """A training in its folder, with all that happens around the updates.
+    """A training in its folder: data, networks, loop, and what is written along the way.
 
     Args:
         config: the settings.
@@ -56,140 +51,44 @@ class GanRun:
         self.config = config
         self.directory = directory
         self.accelerator = accelerator
-        self.say: Callable[[str], None] = accelerator.print
         self.dataset = ImageDataset(config.data)
-        self.say(self.dataset.describe())
+        accelerator.print(self.dataset.describe())
         # Before anything long starts: a score that can't be computed is said now.
-        self.extractor = choose_extractor(config, self.say)
+        self.extractor = choose_extractor(config, accelerator.print)
         weights = None
         if self.dataset.labels is not None:
-            weights = torch.from_numpy(np.bincount(self.dataset.labels, minlength=self.dataset.facts.num_classes))
-        self.trainer = GanTrainer(
-            config, self.dataset.facts, None if weights is None else weights.double(), accelerator
+            weights = torch.from_numpy(np.bincount(self.dataset.labels, minlength=self.dataset.facts.num_classes)).double()
+        self.trainer = GanTrainer(config, self.dataset.facts, weights, accelerator)
+        self.loop = Loop(
+            config.run,
+            config.training,
+            directory,
+            accelerator,
+            self.trainer,
+            self.dataset,
+            shown=("loss_discriminator", "loss_generator"),
+            after_save=self.export,
+            at_sample=self.picture,
         )
-        self.meters = Meters()
-        self.seconds = 0.0
-
-    def resume(self) -> None:
-        """Go on from the newest whole checkpoint, if there is one."""
-        root = self.directory / "checkpoints"
-        folder = find_run_state(root, self.say)
-        if folder is None:
-            return
-        extra, tensors = load_run_state(self.accelerator, folder)
-        groups: dict[str, dict[str, Tensor]] = {"ema": {}, "meter": {}}
-        for name, tensor in tensors.items():
-            group, _, rest = name.partition("/")
-            groups[group][rest] = tensor
-        self.trainer.ema.load_state_dict(groups["ema"])
-        self.meters.restore(extra["meter_counts"], groups["meter"], self.accelerator.device)
-        self.trainer.images_seen = extra["images_seen"]
-        self.seconds = extra["seconds"]
-        if self.trainer.images_seen < self.config.training.images:
-            self.say(f"going on from {folder}")
-
-    def save(self) -> None:
-        """Write a checkpoint, and the averaged generator as one file."""
-        counts, sums = self.meters.state()
-        tensors = {f"ema/{name}": tensor for name, tensor in self.trainer.ema.state_dict().items()}
-        tensors |= {f"meter/{name}": tensor for name, tensor in sums.items()}
-        save_run_state(
-            self.accelerator,
-            self.directory / "checkpoints",
-            self.trainer.images_seen,
-            {"meter_counts": counts, "seconds": self.seconds},
-            tensors,
-            self.config.run.keep,
-        )
-        self.export()
 
     def export(self, scores: Scores | None = None) -> None:
         """Write the averaged generator with where it comes from."""
-        if self.accelerator.is_main_process:
-            info: dict[str, Any] = {
-                "images_seen": self.trainer.images_seen,
-                "source": self.config.data.source,
-                "class_names": list(self.dataset.source.class_names),
-                "run": self.directory.name,
-                "maxgan": maxgan.__version__,
-            }
-            if scores is not None:
-                info["scores"] = {scores.protocol.name: dict(scores.metrics)}
-            export_model(self.generator(), self.directory / EXPORT_NAME, info)
+        if not self.accelerator.is_main_process:
+            return
+        info: dict[str, Any] = {
+            "images_seen": self.trainer.images_seen,
+            "source": self.config.data.source,
+            "class_names": list(self.dataset.source.class_names),
+            "run": self.directory.name,
+            "maxgan": maxgan.__version__,
+        }
+        if scores is not None:
+            info["scores"] = {scores.protocol.name: dict(scores.metrics)}
+        export_model(self.generator(), self.directory / EXPORT_NAME, info)
 
     def generator(self) -> Any:
         """Return the averaged generator in eval mode."""
         return self.trainer.ema.module.eval()
-
-    def train(self) -> int | None:
-        """Run updates until all images are seen; return the signal that stopped it before, if one did."""
-        config, trainer = self.config, self.trainer
-        batch_size, total = config.training.batch_size, config.training.images
-        batches = training_batches(
-            self.dataset,
-            batch_size,
-            config.training.seed,
-            trainer.update,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-            config.data.workers,
-            config.training.accumulation,
-        )
-        log = MetricsLog(self.directory / METRICS, trainer.images_seen) if self.accelerator.is_main_process else None
-        bar = tqdm(
-            total=total, initial=trainer.images_seen, unit="img", desc=self.directory.name, dynamic_ncols=True,
-            disable=not self.accelerator.is_main_process,
-        )  # fmt: skip
-        started, logged_at, logged_seen = time.perf_counter() - self.seconds, time.perf_counter(), trainer.images_seen
-        saved = trainer.images_seen
-
-        with bar, StopSignal() as stop:
-            while trainer.images_seen < total:
-                self.meters.add(trainer.step(batches))
-                seen = trainer.images_seen
-                self.seconds = time.perf_counter() - started
-                bar.update(min(batch_size, total - seen + batch_size))
-                if self._crossed(config.run.log_every) or seen >= total:
-                    values = self._finite(self.meters.read(self.accelerator))
-                    now = time.perf_counter()
-                    speed = (seen - logged_seen) / (now - logged_at)
-                    logged_at, logged_seen = now, seen
-                    self._log(log, {"images": seen, **values, "images_per_second": speed, "seconds": self.seconds})
-                    bar.set_postfix({"D": f"{values['loss_discriminator']:.3f}", "G": f"{values['loss_generator']:.3f}"})
-                if config.run.sample_every and self._crossed(config.run.sample_every):
-                    self.picture()
-                if self._crossed(config.run.checkpoint_every):
-                    self.save()
-                    saved = seen
-                if trainer.update % SIGNAL_INTERVAL == 0 or self.accelerator.num_processes == 1:
-                    received = stop.agreed(self.accelerator)
-                    if received is not None and seen < total:
-                        if saved != seen:
-                            self.save()
-                        return received
-            if saved != trainer.images_seen:
-                self.save()
-        if log is not None:
-            log.close()
-        return None
-
-    def _crossed(self, every: int) -> bool:
-        seen, batch_size = self.trainer.images_seen, self.config.training.batch_size
-        return seen // every > (seen - batch_size) // every
-
-    def _log(self, log: MetricsLog | None, values: dict[str, float]) -> None:
-        if log is not None:
-            log.write(values)
-        self.accelerator.log({name: value for name, value in values.items() if name != "images"}, step=int(values["images"]))
-
-    def _finite(self, values: dict[str, float]) -> dict[str, float]:
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise ValueError(
-                    f"{name} became {value} before {self.trainer.images_seen} images: the run stops, its checkpoints are as they "
-                    "were; lower optim.lr or change loss.r1_gamma"
-                )
-        return values
 
     def picture(self) -> None:
         """Write a grid of samples from latents that stay the same through the run; with classes, a column for each."""
@@ -227,7 +126,7 @@ class GanRun:
         if self.accelerator.is_main_process:
             with atomic_path(self.directory / SCORES) as temporary:
                 temporary.write_text(scores.to_json())
-        self.say(scores.table())
+        self.accelerator.print(scores.table())
         return scores
 
 
@@ -280,33 +179,36 @@ def train_gan(config: GanConfig, config_name: str | None = None) -> int:
     """
     directory = run_directory(config, config_name or Path(config.data.source.split("-")[0]).stem)
     trackers = tracker_names(config.run.tracker)
-    accelerator = start(
-        config.run.threads, config.training.precision, log_with=trackers, project_dir=str(directory)
-    )
+    accelerator = start(config.run.threads, config.training.precision, log_with=trackers, project_dir=str(directory))
     run = RunDirectory(directory, config, accelerator)
     try:
         accelerator.print(f"run: {directory}")
-        if accelerator.is_main_process:
-            remove_leftovers(directory)
-            remove_leftovers(directory / "checkpoints")
-        accelerator.wait_for_everyone()
-        gan = GanRun(config, directory, accelerator)
-        gan.resume()
-        if gan.trainer.images_seen >= config.training.images and (gan.extractor is None or (directory / SCORES).exists()):
-            accelerator.print(f"this run is finished ({gan.trainer.images_seen} images): see {directory}")
-            return 0
-        accelerator.init_trackers("tracker")
-        gan.picture_of_reals()
-        signal_number = gan.train()
-        if signal_number is None:
-            gan.picture()
-            if accelerator.is_main_process:
-                plot_curves(read_metrics(directory / METRICS), PANELS, directory / "curves.png")
-            gan.export(gan.score())
-            accelerator.print(f"finished: samples, curves, scores and {EXPORT_NAME} are in {directory}")
-        else:
-            accelerator.print(f"stopped by a signal at {gan.trainer.images_seen} images, all saved: the same command goes on")
-        accelerator.end_training()
-        return 0 if signal_number is None else 128 + signal_number
+        signal_number = _train(config, directory, accelerator)
     finally:
         run.close()
+    # In this order: a process group that outlives wrapped networks, or the reverse, aborts the process at its exit.
+    accelerator.free_memory()
+    accelerator.end_training()
+    return 0 if signal_number is None else 128 + signal_number
+
+
+def _train(config: GanConfig, directory: Path, accelerator: Accelerator) -> int | None:
+    """Train in an opened run; return the signal that stopped it, if one did."""
+    gan = GanRun(config, directory, accelerator)
+    gan.loop.resume()
+    if gan.loop.finished and (gan.extractor is None or (directory / SCORES).exists()):
+        accelerator.print(f"this run is finished ({gan.trainer.images_seen} images): see {directory}")
+        return None
+    accelerator.init_trackers("tracker")
+    gan.picture_of_reals()
+    signal_number = gan.loop.train()
+    if signal_number is not None:
+        seen = gan.trainer.images_seen
+        accelerator.print(f"stopped by a signal at {seen} images, all saved: the same command goes on")
+        return signal_number
+    gan.picture()
+    if accelerator.is_main_process:
+        plot_curves(read_metrics(directory / METRICS), PANELS, directory / "curves.png")
+    gan.export(gan.score())
+    accelerator.print(f"finished: samples, curves, scores and {EXPORT_NAME} are in {directory}")
+    return None

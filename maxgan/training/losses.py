@@ -28,4 +28,6 @@ def gradient_penalty(logits: Tensor, images: Tensor, scale: float = 1.0) -> Tens
         scale: loss scale of float16 training; the gradient is taken of scaled logits, so that it does not underflow, and divided again.
     """
     (gradient,) = torch.autograd.grad(logits.sum() * scale, images, create_graph=True)
-    return (gradient.float() / scale).square().sum((1, 2, 3)).mean()
+    # Float32 at least, before the division and the square: both could leave the range of float16.
+    gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32)) / scale
+    return gradient.square().sum((1, 2, 3)).mean()

@@ -32,6 +32,10 @@ class Meters:
         self.sums, self.counts = {}, {}
         return dict(zip(names, means.tolist(), strict=True))
 
+    def peek(self) -> dict[str, float]:
+        """Return this process's means so far, and go on."""
+        return {name: float(value) / self.counts[name] for name, value in self.sums.items()}
+
     def state(self) -> tuple[dict[str, int], dict[str, Tensor]]:
         """Return counts and sums for a checkpoint."""
         return dict(self.counts), dict(self.sums)

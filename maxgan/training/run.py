@@ -12,7 +12,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import is_tensorboard_available, is_wandb_available
 
-from maxgan.checkpoint import atomic_path, together
+from maxgan.checkpoint import atomic_path, remove_leftovers, together
 from maxgan.cli import to_yaml
 from maxgan.config import RunConfig, differences, learning_hash, learning_settings
 
@@ -66,6 +66,8 @@ class RunDirectory:
             raise ValueError(f"{self.path} is not empty and holds no run ({CONFIG} is missing): name another run.directory")
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.path / LOCK)
+        for folder in (self.path, self.path / "samples", self.path / "checkpoints"):
+            remove_leftovers(folder)
         with atomic_path(file) as temporary:
             temporary.write_text(to_yaml(config))
 

@@ -1,0 +1,265 @@
+"""A classifier training from start to end: data, run folder, resuming, loop, export, accuracy, pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import maxgan
+from maxgan.checkpoint import atomic_path, export_model, load_model
+from maxgan.config import ClassifierConfig
+from maxgan.data.loader import ImageDataset, evaluation_batches
+from maxgan.data.transforms import to_float
+from maxgan.evaluation.evaluate import share_of
+from maxgan.models import MaxViT
+from maxgan.runtime import start
+from maxgan.training.classifier import ClassifierTrainer
+from maxgan.training.loop import Loop
+from maxgan.training.pictures import plot_curves
+from maxgan.training.run import METRICS, RunDirectory, read_metrics, run_directory, tracker_names
+
+EXPORT_NAME = "classifier.safetensors"
+SCORES = "scores.json"
+TEST_BATCH_SIZE = 128
+# Up to so many classes, a picture of the confusion matrix has room for names and counts.
+LABELLED_CLASSES = 20
+PANELS = {
+    "loss": ("loss",),
+    "accuracy in training": ("accuracy",),
+    "learning rate": ("learning_rate",),
+    "speed": ("images_per_second",),
+}
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What a classifier makes of N labelled images.
+
+    Attributes:
+        confusion: `(K, K)` int64, number of images by true class (row) and predicted class (column).
+        in_top5: number of images whose class is among the five likeliest; None with fewer than 5 classes.
+    """
+
+    confusion: Tensor
+    in_top5: int | None
+
+    @property
+    def images(self) -> int:
+        """N."""
+        return int(self.confusion.sum())
+
+    def fractions(self) -> dict[str, float]:
+        """Return `top1`, and `top5` where there are 5 classes, as fractions of the images in [0, 1]."""
+        found = {"top1": int(self.confusion.trace()) / self.images}
+        if self.in_top5 is not None:
+            found["top5"] = self.in_top5 / self.images
+        return found
+
+
+@torch.no_grad()
+def measure_accuracy(network: MaxViT, dataset: ImageDataset, accelerator: Accelerator) -> Accuracy:
+    """Count how `network`, in eval mode on the accelerator's device, classifies every image of a labelled data set.
+
+    Every process must call this; each takes its share, of whatever size, and all get the whole counts.
+    """
+    classes = network.num_classes
+    # The last number is that of the images whose class is among the five likeliest.
+    counts = torch.zeros(classes * classes + 1, dtype=torch.int64, device=accelerator.device)
+    for images, labels in evaluation_batches(dataset, TEST_BATCH_SIZE, share_of(len(dataset), accelerator)):
+        x = to_float(images.to(accelerator.device)).contiguous(memory_format=torch.channels_last)
+        labels = labels.to(accelerator.device)
+        likeliest = network(x).topk(min(5, classes)).indices
+        counts[:-1] += torch.bincount(labels * classes + likeliest[:, 0], minlength=classes * classes)
+        counts[-1] += (likeliest == labels[:, None]).sum()
+    counts = accelerator.reduce(counts, reduction="sum").cpu()
+    return Accuracy(counts[:-1].view(classes, classes), int(counts[-1]) if classes >= 5 else None)
+
+
+class ClassifierRun:
+    """A training in its folder: data, network, loop, and what is written along the way.
+
+    Args:
+        config: the settings.
+        directory: the run's folder.
+        accelerator: of this process.
+        command: what trains it, noted in the exported file.
+
+    Raises:
+        ValueError: if the images have no labels, or those of the test set are other classes.
+    """
+
+    def __init__(self, config: ClassifierConfig, directory: Path, accelerator: Accelerator, command: str) -> None:
+        self.config = config
+        self.directory = directory
+        self.accelerator = accelerator
+        self.command = command
+        self.dataset = ImageDataset(config.data)
+        accelerator.print(self.dataset.describe())
+        if self.dataset.labels is None:
+            remedy = "sort them into class folders or add a dataset.json" if config.data.labels else "set data.labels"
+            raise ValueError(f"a classifier needs labels, and the images of {config.data.source} have none: {remedy}")
+        # Before anything long starts: a test set that can't be used is said now.
+        self.test = None if config.test is None else open_test(config.test, self.dataset)
+        self.trainer = ClassifierTrainer(config, self.dataset.facts, accelerator)
+        self.loop = Loop(
+            config.run,
+            config.training,
+            directory,
+            accelerator,
+            self.trainer,
+            self.dataset,
+            shown=("loss", "accuracy"),
+            after_save=self.export,
+        )
+
+    @property
+    def scored(self) -> bool:
+        """Whether all is done: there is no test set, or scores.json tells of this one."""
+        file = self.directory / SCORES
+        return self.test is None or (file.exists() and json.loads(file.read_text())["test"] == self.config.test)
+
+    def export(self, accuracy: Accuracy | None = None) -> None:
+        """Write the classifier in half precision, with where it comes from."""
+        if not self.accelerator.is_main_process:
+            return
+        info: dict[str, Any] = {
+            "images_seen": self.trainer.images_seen,
+            "source": self.config.data.source,
+            "class_names": list(self.dataset.source.class_names),
+            "command": self.command,
+            "maxgan": maxgan.__version__,
+            "torch": str(torch.__version__),
+        }
+        if accuracy is not None:
+            info["accuracy"] = {"test": self.config.test, "images": accuracy.images, **accuracy.fractions()}
+        export_model(self.trainer.bare_network, self.directory / EXPORT_NAME, info, torch.float16)
+
+    def finish(self) -> None:
+        """Write the curves and the exported file, and measure that file's accuracy.
+
+        scores.json comes last: it says that all is done.
+        """
+        if self.accelerator.is_main_process:
+            plot_curves(read_metrics(self.directory / METRICS), PANELS, self.directory / "curves.png")
+        self.export()
+        if self.test is None:
+            return
+        self.accelerator.wait_for_everyone()
+        exported = load_model(self.directory / EXPORT_NAME, self.accelerator.device, expect=MaxViT)
+        accuracy = measure_accuracy(exported, self.test, self.accelerator)
+        self.accelerator.wait_for_everyone()  # all have read the file before it is written anew
+        found = accuracy.fractions()
+        text = ", ".join(f"{name.replace('top', 'top-')} {100 * value:.2f} %" for name, value in found.items())
+        self.accelerator.print(f"accuracy on the {accuracy.images:,} images of {self.config.test}: {text}")
+        if self.accelerator.is_main_process:
+            plot_confusion(accuracy.confusion, self.test.source.class_names, self.directory / "confusion.png")
+            self.export(accuracy)
+            scores = {"test": self.config.test, "images": accuracy.images, **found}
+            scores["images_seen"] = self.trainer.images_seen
+            with atomic_path(self.directory / SCORES) as temporary:
+                temporary.write_text(json.dumps(scores, indent=2) + "\n")
+
+
+def open_test(name: str, training: ImageDataset) -> ImageDataset:
+    """Open the images that accuracy is measured on, cut centrally and sized as those of the training.
+
+    Raises:
+        ValueError: if they can't be used, have no labels, or other classes than the training's.
+    """
+    facts = training.facts
+    try:
+        dataset = ImageDataset(
+            dataclasses.replace(
+                training.config, source=name, resolution=facts.resolution, channels=facts.channels, crop="center"
+            )
+        )
+    except ValueError as error:
+        raise ValueError(f"the images of the setting test can't be used: {error}") from error
+    if dataset.labels is None:
+        raise ValueError(f"the images of test {name} have no labels to measure accuracy by: add them, or set test null")
+    own, wanted = dataset.source.class_names, training.source.class_names
+    if own != wanted:
+        odd = sorted(set(own) ^ set(wanted))
+        what = f"{odd[0]!r} is a class of only one of them" if odd else "their order differs"
+        raise ValueError(
+            f"test {name} has {len(own)} classes and data.source {training.config.source} has {len(wanted)} ({what}): "
+            "give both the same classes, or set test null"
+        )
+    return dataset
+
+
+def plot_confusion(confusion: Tensor, class_names: tuple[str, ...], path: Path, dpi: int = 110) -> None:
+    """Write a PNG of a confusion matrix `(K, K)` of counts: true classes down, predicted ones across."""
+    share = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
+    labelled = len(class_names) <= LABELLED_CLASSES
+    side = max(4.0, 0.45 * len(class_names)) if labelled else 8.0
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="share of the true class")
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    correct = int(confusion.trace())
+    axes.set_title(f"{correct:,} of {int(confusion.sum()):,} correct", fontsize=10)
+    if labelled:
+        axes.set_xticks(range(len(class_names)), class_names, rotation=0 if max(map(len, class_names)) < 4 else 90)
+        axes.set_yticks(range(len(class_names)), class_names)
+        for row, column in confusion.nonzero().tolist():
+            colour = "white" if share[row, column] > 0.5 else "black"
+            axes.text(column, row, str(int(confusion[row, column])), ha="center", va="center", color=colour, fontsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=dpi)
+
+
+def train_classifier(config: ClassifierConfig, config_name: str | None = None, command: str = "") -> int:
+    """Train a classifier in its run folder, or go on with it; return the process's exit code.
+
+    Args:
+        config: the settings.
+        config_name: name of the config file, for the folder's name.
+        command: the command line, noted in the exported file.
+
+    Returns:
+        0 when the run is finished; 128 + the signal's number when a signal stopped it, with all saved.
+
+    Raises:
+        ValueError: for anything that the user has to mend.
+        OSError: when the disk is full; what was saved before is intact.
+    """
+    directory = run_directory(config, config_name or f"{Path(config.data.source.split('-')[0]).stem}_classifier")
+    accelerator = start(
+        config.run.threads,
+        config.training.precision,
+        log_with=tracker_names(config.run.tracker),
+        project_dir=str(directory),
+        step_scheduler_with_optimizer=False,
+    )
+    run = RunDirectory(directory, config, accelerator)
+    try:
+        accelerator.print(f"run: {directory}")
+        classifier = ClassifierRun(config, directory, accelerator, command)
+        classifier.loop.resume()
+        if classifier.loop.finished and classifier.scored:
+            accelerator.print(f"this run is finished ({classifier.trainer.images_seen} images): see {directory}")
+            return 0
+        accelerator.init_trackers("tracker")
+        signal_number = classifier.loop.train()
+        if signal_number is None:
+            classifier.finish()
+            accelerator.print(f"finished: curves, accuracy and {EXPORT_NAME} are in {directory}")
+        else:
+            accelerator.print(
+                f"stopped by a signal at {classifier.trainer.images_seen} images, all saved: the same command goes on"
+            )
+        accelerator.end_training()
+        return 0 if signal_number is None else 128 + signal_number
+    finally:
+        run.close()
