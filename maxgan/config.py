@@ -424,21 +424,20 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def learning_settings(config: Any) -> dict[str, Any]:
-    """Return the settings that change what is learned, as nested plain values."""
-    settings = to_dict(config)
-    for path in FREE:
-        section, _, name = path.partition(".")
-        if not name:
-            settings.pop(section, None)
-        else:
-            settings[section].pop(name, None)
-    return settings
+def learning_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return those of a config's plain values (`to_dict`) that change what is learned."""
+    free = {name for name in FREE if "." not in name}
+    nested = {tuple(name.split(".")) for name in FREE if "." in name}
+    return {
+        section: {key: v for key, v in value.items() if (section, key) not in nested} if isinstance(value, dict) else value
+        for section, value in settings.items()
+        if section not in free
+    }
 
 
 def learning_hash(config: Any) -> str:
     """Return eight hexadecimal digits that change exactly when a setting that changes learning does."""
-    text = json.dumps(learning_settings(config), sort_keys=True)
+    text = json.dumps([type(config).__name__, learning_settings(to_dict(config))], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

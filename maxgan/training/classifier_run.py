@@ -238,28 +238,35 @@ def train_classifier(config: ClassifierConfig, config_name: str | None = None, c
     accelerator = start(
         config.run.threads,
         config.training.precision,
-        log_with=tracker_names(config.run.tracker),
+        log_with=tracker_names(config.run.tracker) or None,
         project_dir=str(directory),
         step_scheduler_with_optimizer=False,
     )
     run = RunDirectory(directory, config, accelerator)
     try:
         accelerator.print(f"run: {directory}")
-        classifier = ClassifierRun(config, directory, accelerator, command)
-        classifier.loop.resume()
-        if classifier.loop.finished and classifier.scored:
-            accelerator.print(f"this run is finished ({classifier.trainer.images_seen} images): see {directory}")
-            return 0
-        accelerator.init_trackers("tracker")
-        signal_number = classifier.loop.train()
-        if signal_number is None:
-            classifier.finish()
-            accelerator.print(f"finished: curves, accuracy and {EXPORT_NAME} are in {directory}")
-        else:
-            accelerator.print(
-                f"stopped by a signal at {classifier.trainer.images_seen} images, all saved: the same command goes on"
-            )
-        accelerator.end_training()
-        return 0 if signal_number is None else 128 + signal_number
+        signal_number = _train(config, directory, accelerator, command)
     finally:
         run.close()
+    # In this order: a process group that outlives wrapped networks, or the reverse, aborts the process at its exit.
+    accelerator.free_memory()
+    accelerator.end_training()
+    return 0 if signal_number is None else 128 + signal_number
+
+
+def _train(config: ClassifierConfig, directory: Path, accelerator: Accelerator, command: str) -> int | None:
+    """Train in an opened run; return the signal that stopped it, if one did."""
+    classifier = ClassifierRun(config, directory, accelerator, command)
+    classifier.loop.resume()
+    if classifier.loop.finished and classifier.scored:
+        accelerator.print(f"this run is finished ({classifier.trainer.images_seen} images): see {directory}")
+        return None
+    accelerator.init_trackers("tracker")
+    signal_number = classifier.loop.train()
+    if signal_number is not None:
+        seen = classifier.trainer.images_seen
+        accelerator.print(f"stopped by a signal at {seen} images, all saved: the same command goes on")
+        return signal_number
+    classifier.finish()
+    accelerator.print(f"finished: curves and {EXPORT_NAME} are in {directory}")
+    return None

@@ -179,7 +179,7 @@ def train_gan(config: GanConfig, config_name: str | None = None) -> int:
     """
     directory = run_directory(config, config_name or Path(config.data.source.split("-")[0]).stem)
     trackers = tracker_names(config.run.tracker)
-    accelerator = start(config.run.threads, config.training.precision, log_with=trackers, project_dir=str(directory))
+    accelerator = start(config.run.threads, config.training.precision, log_with=trackers or None, project_dir=str(directory))
     run = RunDirectory(directory, config, accelerator)
     try:
         accelerator.print(f"run: {directory}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
@@ -131,7 +132,7 @@ class Loop:
             self.dataset.config.workers,
             self.training.accumulation,
         )
-        log = MetricsLog(self.directory / METRICS, trainer.images_seen) if accelerator.is_main_process else None
+        log = MetricsLog(self.directory / METRICS if accelerator.is_main_process else None, trainer.images_seen)
         bar = tqdm(
             total=total,
             initial=min(trainer.images_seen, total),
@@ -142,7 +143,7 @@ class Loop:
         )
         started = time.perf_counter() - self.seconds
         logged_at, logged_seen, saved = time.perf_counter(), trainer.images_seen, trainer.images_seen
-        with bar, StopSignal() as stop:
+        with closing(log), bar, StopSignal() as stop:
             while not self.finished:
                 self.meters.add(trainer.step(batches))
                 seen = trainer.images_seen
@@ -167,17 +168,14 @@ class Loop:
                         if saved != seen:
                             self.save()
                         return received
-        if log is not None:
-            log.close()
         return None
 
     def _crossed(self, every: int) -> bool:
         seen, batch_size = self.trainer.images_seen, self.training.batch_size
         return seen // every > (seen - batch_size) // every
 
-    def _log(self, log: MetricsLog | None, values: dict[str, float]) -> None:
-        if log is not None:
-            log.write(values)
+    def _log(self, log: MetricsLog, values: dict[str, float]) -> None:
+        log.write(values)
         scalars = {name: value for name, value in values.items() if name != "images"}
         self.accelerator.log(scalars, step=int(values["images"]))
 

@@ -14,7 +14,7 @@ from accelerate.utils import is_tensorboard_available, is_wandb_available
 
 from maxgan.checkpoint import atomic_path, remove_leftovers, together
 from maxgan.cli import to_yaml
-from maxgan.config import RunConfig, differences, learning_hash, learning_settings
+from maxgan.config import RunConfig, differences, learning_hash, learning_settings, to_dict
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -85,8 +85,7 @@ def _changes(file: Path, config: Any) -> list[str]:
         assert isinstance(stored, dict)
     except (yaml.YAMLError, UnicodeDecodeError, AssertionError) as error:
         raise ValueError(f"{file} can't be read as a config: remove the run, or name another run.directory") from error
-    kept = learning_settings(config)
-    return differences({key: value for key, value in stored.items() if key in kept}, kept)
+    return differences(learning_settings(stored), learning_settings(to_dict(config)))
 
 
 def _lock(path: Path) -> IO[str] | None:
@@ -121,25 +120,28 @@ class MetricsLog:
     """metrics.jsonl: a line of JSON for each logged interval, keyed by `images`.
 
     Args:
-        path: the file.
+        path: the file; None on the processes that write nothing.
         images_seen: where training goes on; later lines, of a course that was lost, and a torn last line are dropped.
     """
 
-    def __init__(self, path: Path, images_seen: int) -> None:
-        self.path = path
-        lines = [line for line in read_metrics(path) if line["images"] <= images_seen]
-        with atomic_path(path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        self._file = path.open("a")
+    def __init__(self, path: Path | None, images_seen: int) -> None:
+        self._file: IO[str] | None = None
+        if path is not None:
+            lines = [line for line in read_metrics(path) if line["images"] <= images_seen]
+            with atomic_path(path) as temporary:
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            self._file = path.open("a")
 
     def write(self, values: dict[str, float]) -> None:
         """Append one line."""
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

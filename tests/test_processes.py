@@ -1,0 +1,140 @@
+"""The scripts as a user starts them: real processes, one or two, killed and started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from maxgan.training.run import read_metrics
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "--generator.latent_dim=8", "--generator.width=16", "--generator.head_dim=8", "--generator.latent_tokens=4",
+    "--generator.norm=layer", "--discriminator.max_width=16", "--training.batch_size=16", "--run.tracker=none",
+    "--run.log_every=16", "--run.threads=1",
+]  # fmt: skip
+TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--"]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+pytestmark = pytest.mark.slow
+
+
+def run(command: list[str], folder: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    assert not check or result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def test_two_processes_train_sample_and_evaluate(tmp_path: Path) -> None:
+    train = [str(ROOT / "train_gan.py"), *TINY, "--training.images=64", "--evaluation.images=50"]
+    output = run([*TWO, *train, "--run.directory=two"], tmp_path).stdout
+    assert output.count("finished: ") == output.count("ratio of the two") == 1, output
+    run([*LAUNCH, *train, "--run.directory=one"], tmp_path)
+    # Latents, labels and data of an update don't depend on the number of processes; sums do, in their last bits.
+    one, two = (read_metrics(tmp_path / name / "metrics.jsonl")[0] for name in ("one", "two"))
+    for name in ("loss_discriminator", "loss_generator", "r1", "real_logit", "fake_logit"):
+        assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-4), name
+
+    model = "--model=two/generator.safetensors"
+    sample = [str(ROOT / "sample.py"), model, "--n=21"]
+    run([*TWO, *sample, "--output=two.npz"], tmp_path)
+    run([sys.executable, *sample, "--output=one.npz", "--batch_size=5"], tmp_path)
+    with np.load(tmp_path / "one.npz") as a, np.load(tmp_path / "two.npz") as b:
+        assert np.array_equal(a["labels"], b["labels"])
+        assert np.abs(a["arr_0"].astype(int) - b["arr_0"].astype(int)).max() <= 1
+
+    score = [str(ROOT / "evaluate.py"), "--fakes=two/generator.safetensors", "--n=50"]
+    run([*TWO, *score, "--output=two.json"], tmp_path)
+    run([sys.executable, *score, "--output=one.json"], tmp_path)
+    first, second = (json.loads((tmp_path / name).read_text())["metrics"] for name in ("one.json", "two.json"))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert second[name] == pytest.approx(value, rel=1e-2, abs=1e-3), name
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_launcher_saves_and_the_same_command_goes_on(tmp_path: Path, number: int) -> None:
+    command = [*LAUNCH, str(ROOT / "train_gan.py"), *TINY, "--evaluation.enabled=false", "--run.directory=run"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([*command, "--training.images=400000"], cwd=tmp_path, env=environment, start_new_session=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    _wait_for(lambda: len(read_metrics(metrics)) >= 3)
+    if number == signal.SIGINT:  # Ctrl-C reaches the whole foreground group
+        os.killpg(process.pid, number)
+    else:  # `kill` reaches the launcher alone, which passes nothing on
+        process.send_signal(number)
+    process.wait(60)
+    _wait_for(lambda: any((tmp_path / "run" / "checkpoints").glob("images-*/manifest.json")))
+    seen = max(int(path.name.split("-")[1]) for path in (tmp_path / "run" / "checkpoints").glob("images-*"))
+    again = subprocess.Popen(
+        [*command, "--training.images=400000"], cwd=tmp_path, env=environment, start_new_session=True,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert again.stdout is not None
+    lines = [again.stdout.readline() for _ in range(3)]
+    os.killpg(again.pid, signal.SIGKILL)
+    again.wait()
+    again.stdout.close()
+    assert f"going on from run/checkpoints/images-{seen:09d}" in "".join(lines)
+
+
+def test_killed_at_random_moments_a_run_ends_as_if_it_never_was(tmp_path: Path) -> None:
+    options = ["--training.images=960", "--run.checkpoint_every=32", "--run.keep=2", "--evaluation.enabled=false"]
+    command = [sys.executable, str(ROOT / "train_gan.py"), *TINY, *options]
+    run([*command, "--run.directory=whole"], tmp_path)
+    killed = [*command, "--run.directory=killed"]
+    dice = random.Random(0)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    kills = 0
+    for _ in range(3):
+        process = subprocess.Popen(killed, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = len(read_metrics(tmp_path / "killed" / "metrics.jsonl"))
+        _wait_for(lambda p=process, n=before: p.poll() is not None or _lines(tmp_path) > n + 2)  # type: ignore[misc]
+        time.sleep(dice.random() * 0.3)
+        if process.poll() is None:
+            process.kill()
+            kills += 1
+        process.wait()
+    assert kills
+    run(killed, tmp_path)
+    last = "checkpoints/images-000000960"
+    for file in ("model.safetensors", "model_1.safetensors", "tensors.safetensors"):
+        one, two = (load_file(tmp_path / name / last / file) for name in ("whole", "killed"))
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    timed = {"seconds", "images_per_second"}
+    logs = [
+        [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(tmp_path / name / "metrics.jsonl")]
+        for name in ("whole", "killed")
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_the_launcher_does_not_cost_a_core() -> None:
+    code = "import torch; from maxgan.runtime import start; start(); print(torch.get_num_threads())"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert int(result.stdout.split()[-1]) == len(os.sched_getaffinity(0))
+
+
+def _lines(folder: Path) -> int:
+    return len(read_metrics(folder / "killed" / "metrics.jsonl"))
+
+
+def _wait_for(condition: object, seconds: float = 120) -> None:
+    assert callable(condition)
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)

@@ -1,0 +1,263 @@
+"""A whole training: resuming, signals, run folders; what a user relies on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from PIL import Image
+from safetensors.torch import load_file
+
+from maxgan.checkpoint import load_model
+from maxgan.config import (
+    DataConfig,
+    DiscriminatorConfig,
+    EvaluationConfig,
+    GanConfig,
+    GeneratorConfig,
+    LossConfig,
+    RunConfig,
+    TrainingConfig,
+)
+from maxgan.training import gan_run
+from maxgan.training.gan import GanTrainer
+from maxgan.training.run import read_metrics
+
+GENERATOR = GeneratorConfig(latent_dim=8, width=16, head_dim=8, latent_tokens=4, window_size=4, norm="batch", norm_group=4)
+TINY = GanConfig(
+    generator=GENERATOR,
+    discriminator=DiscriminatorConfig(1 / 128, 16),
+    loss=LossConfig(r1_interval=2),
+    training=TrainingConfig(images=96, batch_size=16, accumulation=2),
+    evaluation=EvaluationConfig(enabled=False),
+    run=RunConfig(log_every=48, sample_every=96, checkpoint_every=32, keep=9, tracker="none", threads=1),
+)
+
+
+def at(directory: Path, config: GanConfig = TINY, **run: Any) -> GanConfig:
+    return replace(config, run=replace(config.run, directory=str(directory), **run))
+
+
+def train(config: GanConfig) -> int:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    PartialState._reset_state()
+    return gan_run.train_gan(config)
+
+
+def states(checkpoint: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a checkpoint: networks, moving average, meters, optimisers."""
+    files = sorted(checkpoint.glob("*.safetensors"))
+    assert len(files) == 3
+    for file in files:
+        for name, tensor in sorted(load_file(file).items()):
+            yield f"{file.name}/{name}", tensor
+    for file in sorted(checkpoint.glob("optimizer*.bin")):
+        state = torch.load(file, weights_only=True)["state"]
+        assert state
+        for key, entry in state.items():
+            for name, value in entry.items():
+                yield f"{file.name}/{key}/{name}", torch.as_tensor(value)
+
+
+def assert_same(a: Path, b: Path) -> None:
+    one, two = dict(states(a)), dict(states(b))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, two[name]), name
+
+
+def without_times(directory: Path) -> list[dict[str, float]]:
+    timed = {"seconds", "images_per_second"}
+    return [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(directory / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 96 images without interruption, with a checkpoint every 32."""
+    directory = tmp_path_factory.mktemp("run") / "whole"
+    assert train(at(directory)) == 0
+    return directory
+
+
+def test_a_run_holds_all_that_it_promises(whole: Path) -> None:
+    for name in ("config.yaml", "metrics.jsonl", "reals.png", "curves.png", "generator.safetensors"):
+        assert (whole / name).stat().st_size > 0, name
+    assert [p.name for p in sorted((whole / "checkpoints").iterdir())] == [f"images-{n:09d}" for n in (32, 64, 96)]
+    assert [line["images"] for line in read_metrics(whole / "metrics.jsonl")] == [48, 96]
+    with Image.open(whole / "samples" / "000000096.png") as picture:
+        assert picture.size == (10 * 66 + 2, 10 * 66 + 2)
+    generator = load_model(whole / "generator.safetensors")
+    assert generator.info["images_seen"] == 96
+    assert generator.info["class_names"] == [str(digit) for digit in range(10)]
+    averaged = dict(states(whole / "checkpoints" / "images-000000096"))
+    for name, tensor in generator.state_dict().items():
+        assert torch.equal(tensor, averaged[f"tensors.safetensors/trainer/module.{name}"]), name
+
+
+def test_stopped_at_a_checkpoint_and_resumed_is_bit_identical(whole: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "resumed"
+    shutil.copytree(whole, directory)
+    for name in ("images-000000064", "images-000000096"):
+        shutil.rmtree(directory / "checkpoints" / name)
+    assert train(at(directory)) == 0
+    assert_same(whole / "checkpoints/images-000000096", directory / "checkpoints/images-000000096")
+    # Image 32 lies within a logged interval: its means are part of the checkpoint.
+    assert without_times(directory) == without_times(whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_at_once_and_the_same_command_goes_on(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    directory = tmp_path / "stopped"
+    step = GanTrainer.step
+
+    def interrupted(self: GanTrainer, batches: Any) -> Any:
+        if self.images_seen == 32:
+            os.kill(os.getpid(), number)
+        return step(self, batches)
+
+    monkeypatch.setattr(GanTrainer, "step", interrupted)
+    before = signal.getsignal(number)
+    assert train(at(directory)) == 128 + number
+    assert signal.getsignal(number) is before
+    assert (directory / "checkpoints" / "images-000000048").is_dir()
+    monkeypatch.setattr(GanTrainer, "step", step)
+    assert train(at(directory)) == 0
+    assert_same(whole / "checkpoints/images-000000096", directory / "checkpoints/images-000000096")
+    assert without_times(directory) == without_times(whole)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_a_torn_metrics_line_dropped(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "damaged"
+    shutil.copytree(whole, directory)
+    file = directory / "checkpoints" / "images-000000096" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with (directory / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"images": 112, "loss_gen')
+    assert train(at(directory)) == 0
+    assert "passing over the checkpoint" in capsys.readouterr().out
+    assert_same(whole / "checkpoints/images-000000096", directory / "checkpoints/images-000000096")
+    assert without_times(directory) == without_times(whole)
+
+
+def test_a_finished_run_says_so_and_does_nothing(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (whole / "checkpoints").rglob("*")}
+    assert train(at(whole)) == 0
+    assert "this run is finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (whole / "checkpoints").rglob("*")} == before
+
+
+def test_a_folder_of_another_config_is_refused(whole: Path) -> None:
+    config = at(whole, replace(TINY, optim=replace(TINY.optim, lr=1e-3)))
+    with pytest.raises(ValueError, match=r"holds a run with other settings .*optim.lr: 0.0005 -> 0.001"):
+        train(config)
+    # What doesn't change learning may differ.
+    assert train(at(whole, keep=5)) == 0
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+        train(at(tmp_path))
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_changing_a_learning_setting_names_another_folder() -> None:
+    named = replace(TINY, run=replace(TINY.run, directory=None, root="r", name="n"))
+    one = gan_run.run_directory(named, "x")
+    two = gan_run.run_directory(replace(named, ema=replace(named.ema, half_life=1)), "x")
+    three = gan_run.run_directory(replace(named, run=replace(named.run, keep=3)), "x")
+    assert one == three
+    assert one != two
+    assert str(one).startswith("r/n-")
+
+
+def test_a_run_in_use_is_refused(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    monkeypatch.setattr("maxgan.training.run.LOCK_SECONDS", 0)
+    with (whole / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="is training in"):
+            train(at(whole))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_one_sentence(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "full"
+    shutil.copytree(whole, directory)
+    shutil.rmtree(directory / "checkpoints" / "images-000000096")
+    import errno
+
+    import maxgan.checkpoint
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr(maxgan.checkpoint, "save_file", full)
+        with pytest.raises(OSError, match=r"images-000000096"):
+            train(at(directory))
+    assert [p.name for p in sorted((directory / "checkpoints").iterdir())] == ["images-000000032", "images-000000064"]
+    assert train(at(directory)) == 0
+    assert_same(whole / "checkpoints/images-000000096", directory / "checkpoints/images-000000096")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path: Path) -> None:
+    config = replace(TINY, optim=replace(TINY.optim, lr=1e30))
+    with pytest.raises(ValueError, match=r"became (nan|inf) before"):
+        train(at(tmp_path / "nan", config))
+    assert not (tmp_path / "nan" / "checkpoints").exists()
+
+
+def test_unlabelled_training_and_scores_that_cannot_be_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    noise = torch.Generator().manual_seed(0)
+    for i in range(20):
+        pixels = torch.randint(0, 256, (20, 24, 3), generator=noise, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+    config = replace(
+        TINY,
+        data=DataConfig(source=str(folder), resolution=8, crop="random", crop_fraction=0.9, flip=True),
+        evaluation=EvaluationConfig(),
+        training=TrainingConfig(images=32, batch_size=16),
+    )
+    assert train(at(tmp_path / "run", config)) == 0
+    assert "no embedded extractor" in capsys.readouterr().out
+    generator = load_model(tmp_path / "run" / "generator.safetensors")
+    assert (generator.resolution, generator.channels, generator.num_classes) == (8, 3, 0)
+
+
+@pytest.mark.parametrize("resolution", [12, 2048])
+def test_a_resolution_that_is_no_power_of_two_is_refused(tmp_path: Path, resolution: int) -> None:
+    config = replace(TINY, data=DataConfig(resolution=resolution))
+    with pytest.raises(ValueError, match=r"power of two from 8 to 1024"):
+        train(at(tmp_path / "run", config))
+
+
+def test_scores_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = replace(TINY, evaluation=EvaluationConfig(images=100), training=TrainingConfig(images=32, batch_size=16))
+    assert train(at(tmp_path / "run", config)) == 0
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert scores["protocol"]["name"] == "fd-digits"
+    assert scores["num_fakes"] == 100
+    assert scores["num_reals"] == 1797
+    assert "FD-digits" in capsys.readouterr().out
+    assert load_model(tmp_path / "run" / "generator.safetensors").info["scores"]["fd-digits"]["fd"] > 0
