@@ -1,8 +1,8 @@
-"""Score a generator, or a folder or zip of images, against reference images: `evaluate.py --fakes FILE`; --help lists all."""
+"""Score a generator, or a folder or zip of images, against reference images: `evaluate.py --fakes FILE`; --help lists
+all."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from maxgan.sampling import load_generator, newest_export
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and score; a user's mistake ends in one sentence."""
     config, _ = parse(EvaluateConfig, argv)
-    accelerator = start(cpu=config.cpu)
+    accelerator = start(config.threads, cpu=config.cpu)
     try:
         scores = evaluate(config, accelerator)
         accelerator.print(scores.table())
@@ -41,8 +41,10 @@ def evaluate(config: EvaluateConfig, accelerator: Accelerator) -> Scores:
     with tqdm(unit=" images", leave=False, disable=not accelerator.is_main_process) as bar:
         if not is_generator(fakes):
             # Both are cut to what the extractor looks at, so that sets of mixed sizes can be compared.
-            size = {"resolution": extractor.resolution, "channels": extractor.channels}
-            reals, images = (DataConfig(source=source, **size) for source in (config.reference, str(fakes)))
+            reals, images = (
+                DataConfig(source=source, resolution=extractor.resolution, channels=extractor.channels)
+                for source in (config.reference, str(fakes))
+            )
             return score_images(images, reals, extractor, accelerator, bar.update)
         accelerator.print(f"scoring {fakes}")
         generator = load_generator(fakes, accelerator.device)
@@ -54,4 +56,4 @@ def evaluate(config: EvaluateConfig, accelerator: Accelerator) -> Scores:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -23,7 +23,7 @@ from maxgan.writers import Batch, image_grid, write_images
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and sample; a user's mistake ends in one sentence."""
     config, _ = parse(SampleConfig, argv)
-    accelerator = start(cpu=config.cpu)
+    accelerator = start(config.threads, cpu=config.cpu)
     try:
         sample(config, accelerator)
     except (ValueError, OSError) as error:

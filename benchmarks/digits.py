@@ -2,9 +2,10 @@
 
     python benchmarks/digits.py runs/*/generator.safetensors
 
-Prints, for every generator: the share of class-conditional samples that a support vector machine of scikit-learn, trained on
-the 1,437 training digits, recognises as their class; and the mean and median distance (Euclidean, pixels in [0, 1]) from a sample to
-the nearest training digit, beside that of the 360 held-out digits: a generator that memorises would be nearer.
+Prints, for every generator: the share of class-conditional samples that a support vector machine of scikit-learn,
+trained on the 1,437 training digits, recognises as their class; and the mean and median distance (Euclidean, pixels in
+[0, 1]) from a sample to the nearest training digit, beside that of the 360 held-out digits: a generator that memorises
+would be nearer.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
@@ -34,7 +34,8 @@ def parse(config_class: type[C], argv: Sequence[str] | None = None) -> tuple[C, 
         The config, and the stem of the last config file's name (None without one).
 
     Raises:
-        SystemExit: with code 2 and one sentence, for a setting that is unknown, misspelt, of the wrong type or out of range.
+        SystemExit: with code 2 and one sentence, for a setting that is unknown, misspelt, of the wrong type or out of
+            range.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = jsonargparse.ArgumentParser(description=config_class.__doc__, exit_on_error=False, allow_abbrev=False)
@@ -77,8 +78,8 @@ def _one_sentence(message: str, types: dict[str, Any], argv: Sequence[str]) -> s
     message = " ".join(message.split())
     if found := _UNKNOWN_FLAG.search(message) or _UNKNOWN_FIELD.search(message) or _UNKNOWN_OPTION.search(message):
         name = ".".join(found.groups())
-        near = difflib.get_close_matches(name, types, n=1, cutoff=0.5)
-        return f"there is no setting {name!r}; " + (f"did you mean {near[0]!r}?" if near else "--help lists all")
+        near = _nearest(name, types)
+        return f"there is no setting {name!r}; " + (f"did you mean {near!r}?" if near else "--help lists all")
     if (found := _WRONG_VALUE.search(message)) and found["name"] in types:
         return f"{found['name']} must be {_in_words(types[found['name']])}, not {found['value']}"
     if found := _WRONG_SECTION.search(message):
@@ -91,6 +92,21 @@ def _one_sentence(message: str, types: dict[str, Any], argv: Sequence[str]) -> s
     if found := _NO_VALUE.search(message):
         return f"{found[1]} needs a value"
     return message
+
+
+def _nearest(name: str, names: Iterable[str]) -> str | None:
+    """Return the setting most like `name`, which may lack its section or have a wrong one."""
+    by_field: dict[str, list[str]] = {}
+    for known in names:
+        by_field.setdefault(known.rpartition(".")[2], []).append(known)
+    field = name.rpartition(".")[2]
+    if field not in by_field:
+        if close := difflib.get_close_matches(name, [known for group in by_field.values() for known in group], n=1):
+            return close[0]
+        if not (close := difflib.get_close_matches(field, by_field, n=1)):
+            return None
+        field = close[0]
+    return difflib.get_close_matches(name, by_field[field], n=1, cutoff=0)[0]
 
 
 def _not_a_section(section: str, value: str) -> str:

@@ -50,12 +50,13 @@ class DataConfig:
     source: str = "digits-train"
     """`digits`, `digits-train`, `digits-test` (embedded), or the path of a folder or a zip of images."""
     resolution: int | None = None
-    """Side in pixels, for a GAN a power of two from 8 to 1024; unset: that of the images, if all are square and of one size, which
-    reads all headers at the start."""
+    """Side in pixels, for a GAN a power of two from 8 to 1024; unset: that of the images, if all are square and of one
+    size, which reads all headers at the start."""
     channels: int | None = None
     """1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha; unset: those of the first image."""
     labels: bool = True
-    """Use the labels, if the source has any (dataset.json, which wins, or class folders); off trains without classes."""
+    """Use the labels, if the source has any (dataset.json, which wins, or class folders); off trains without
+    classes."""
     crop: Literal["center", "random"] = "center"
     """Which square of the image is kept."""
     crop_fraction: float = 1.0
@@ -63,9 +64,11 @@ class DataConfig:
     flip: bool = False
     """Mirror images left to right at random."""
     on_error: Literal["raise", "skip"] = "raise"
-    """What to do with a file that can't be read: stop and name it, or leave it out and say so, which reads every file at the start."""
+    """What to do with a file that can't be read: stop and name it, or leave it out and say so, which reads every file
+    at the start."""
     workers: int = 0
-    """Decoding processes beside each training process; 0 decodes in it. Sets that fit in memory are decoded once, by as many threads."""
+    """Decoding processes beside each training process; 0 decodes in it. Sets that fit in memory are decoded once, by as
+    many threads."""
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_fraction <= 1:
@@ -83,7 +86,8 @@ class GeneratorConfig:
     base_resolution: int = 4
     """Side of the first feature map, a power of two; each further stage doubles it."""
     width: int = 64
-    """Channels of the first stages; the rule is: two stages of `width`, three of half of it, then one halving each two stages."""
+    """Channels of the first stages; the rule is: two stages of `width`, three of half of it, then one halving each two
+    stages."""
     widths: tuple[int, ...] | None = None
     """Channels of every stage, in place of the rule; each a multiple of head_dim."""
     depth: int = 1
@@ -160,7 +164,8 @@ class LossConfig:
     r1_gamma: float = 2.0
     """Weight of R1: the loss gains (r1_gamma / 2) * E|gradient of D at real images|^2; 0 leaves it out."""
     r1_interval: int = 1
-    """Updates from one R1 step to the next; above 1 (lazy R1) gamma is multiplied by it, and D's lr and betas are adapted."""
+    """Updates from one R1 step to the next; above 1 (lazy R1) gamma is multiplied by it, and D's lr and betas are
+    adapted."""
 
     def __post_init__(self) -> None:
         if self.r1_gamma < 0:
@@ -193,7 +198,8 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class EmaConfig:
-    """Moving average of the generator's weights and BatchNorm statistics: the generator that is sampled and exported."""
+    """Moving average of the generator's weights and BatchNorm statistics: the generator that is sampled and
+    exported."""
 
     half_life: float = 20_000
     """Half-life in images seen."""
@@ -236,7 +242,8 @@ class EvaluationConfig:
     enabled: bool = True
     """Score the result at the end."""
     extractor: str | None = None
-    """`digits` (embedded) or the file of a classifier exported by train_classifier.py; unset: `digits` for the digits, none else."""
+    """`digits` (embedded) or the file of a classifier exported by train_classifier.py; unset: `digits` for the digits,
+    none else."""
     reference: str | None = None
     """Images to compare with: `digits`, a folder or a zip; unset: all digits for the digits, else data.source."""
     images: int | None = None
@@ -250,7 +257,8 @@ class RunConfig:
     root: str = "runs"
     """Folder of all runs."""
     name: str | None = None
-    """First part of the run's folder name; unset: the name of the config file. A hash of all that changes learning follows."""
+    """First part of the run's folder name; unset: the name of the config file. A hash of all that changes learning
+    follows."""
     directory: str | None = None
     """The run's folder itself, in place of root and name; it must be new or hold a run of the same config."""
     log_every: int = 320
@@ -378,6 +386,8 @@ class SampleConfig:
     """Columns, and at most as many rows, of that picture."""
     cpu: bool = False
     """Stay on the CPU although there is an accelerator."""
+    threads: int | None = None
+    """CPU threads of each process; unset: the cores at hand, divided among the processes of this machine."""
     overwrite: bool = False
     """Replace the samples that are there."""
 
@@ -409,6 +419,8 @@ class EvaluateConfig:
     """JSON file for the scores with their protocol; unset: only the table is printed."""
     cpu: bool = False
     """Stay on the CPU although there is an accelerator."""
+    threads: int | None = None
+    """CPU threads of each process; unset: the cores at hand, divided among the processes of this machine."""
 
     def __post_init__(self) -> None:
         if self.n is not None and self.n < 2:

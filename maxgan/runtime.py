@@ -42,7 +42,8 @@ def start(threads: int | None = None, precision: str = "no", cpu: bool = False, 
 def _follow_launcher() -> None:
     """On Linux, turn the death of the launcher into a SIGTERM here.
 
-    `accelerate launch` does not pass SIGTERM on: killing it would leave the training running, unseen, in its run directory.
+    `accelerate launch` does not pass SIGTERM on: killing it would leave the training running, unseen, in its run
+    directory.
     """
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
     if launched and sys.platform == "linux":

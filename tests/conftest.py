@@ -14,7 +14,8 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate_state() -> Iterator[None]:
-    """accelerate keeps its state in class attributes; without a reset a test would see the settings of the one before."""
+    """accelerate keeps its state in class attributes; without a reset a test would see the settings of the one
+    before."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()

@@ -47,14 +47,14 @@ def test_two_processes_train_sample_and_evaluate(tmp_path: Path) -> None:
         assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-4), name
 
     model = "--model=two/generator.safetensors"
-    sample = [str(ROOT / "sample.py"), model, "--n=21"]
+    sample = [str(ROOT / "sample.py"), model, "--n=21", "--threads=1"]
     run([*TWO, *sample, "--output=two.npz"], tmp_path)
     run([sys.executable, *sample, "--output=one.npz", "--batch_size=5"], tmp_path)
     with np.load(tmp_path / "one.npz") as a, np.load(tmp_path / "two.npz") as b:
         assert np.array_equal(a["labels"], b["labels"])
         assert np.abs(a["arr_0"].astype(int) - b["arr_0"].astype(int)).max() <= 1
 
-    score = [str(ROOT / "evaluate.py"), "--fakes=two/generator.safetensors", "--n=50"]
+    score = [str(ROOT / "evaluate.py"), "--fakes=two/generator.safetensors", "--n=50", "--threads=1"]
     run([*TWO, *score, "--output=two.json"], tmp_path)
     run([sys.executable, *score, "--output=one.json"], tmp_path)
     first, second = (json.loads((tmp_path / name).read_text())["metrics"] for name in ("one.json", "two.json"))

@@ -24,8 +24,8 @@ Progress = Callable[[int], object]
 def matched_labels(labels: np.ndarray, count: int, num_classes: int, seed: int = 0) -> list[int]:
     """Return `count` labels distributed as `labels` are, in random order.
 
-    Every class gets its share of `count`, rounded by largest remainders, so that the frequency of classes adds no noise to a
-    comparison with those labels.
+    Every class gets its share of `count`, rounded by largest remainders, so that the frequency of classes adds no noise
+    to a comparison with those labels.
     """
     share = np.bincount(labels, minlength=num_classes) / len(labels) * count
     counts = np.floor(share).astype(int)
@@ -156,7 +156,8 @@ def default_extractor(source: str) -> str | None:
 
 
 def default_reference(source: str) -> str:
-    """Return what samples of a training on `source` are compared with: all digits for the digits, else the source itself."""
+    """Return what samples of a training on `source` are compared with: all digits for the digits, else the source
+    itself."""
     return "digits" if default_extractor(source) else source
 
 

@@ -41,9 +41,11 @@ class Head(nn.Module):
 
 
 class MaxViT(Network):
-    """MaxViT (arXiv 2204.01697; numerics of the official TensorFlow code): stem, stages of MaxViT blocks, classification head.
+    """MaxViT (arXiv 2204.01697; numerics of the official TensorFlow code): stem, stages of MaxViT blocks,
+    classification head.
 
-    The first block of every stage halves the map. BatchNorm in the convolutions, LayerNorm before attention and feed-forward.
+    The first block of every stage halves the map. BatchNorm in the convolutions, LayerNorm before attention and
+    feed-forward.
 
     Args:
         resolution: side of the images; any that the stages halve evenly and the windows fit, such as 224.
@@ -52,8 +54,8 @@ class MaxViT(Network):
         config: settings; single fields can be given as keywords.
 
     Raises:
-        ValueError: if a window does not fit the map of its stage, for a width that is no multiple of head_dim, and for fewer
-            than 2 classes.
+        ValueError: if a window does not fit the map of its stage, for a width that is no multiple of head_dim, and for
+            fewer than 2 classes.
     """
 
     config_class = BackboneConfig
@@ -69,6 +71,8 @@ class MaxViT(Network):
     ) -> None:
         super().__init__(resolution, channels, num_classes, config, **settings)
         config = self.config
+        if num_classes < 2:
+            raise ValueError(f"a classifier needs at least 2 classes, and there are {num_classes}: is the data labelled?")
         window = config.window_size if config.window_size is not None else resolution // 32
         if not config.depths or min(config.depths) < 1:
             raise ValueError(f"backbone.depths must give every stage at least one block, not {config.depths}")
@@ -104,14 +108,6 @@ class MaxViT(Network):
             self.stages.append(nn.Sequential(*blocks))
         self.head = Head(width, num_classes)
         self.apply(_initialise)
-
-    @staticmethod
-    def check_sizes(resolution: int, channels: int, num_classes: int) -> None:
-        """Raise ValueError for channels out of range and fewer than 2 classes; the resolution is a matter of the windows."""
-        if not 1 <= channels <= 4:
-            raise ValueError(f"images must have 1 to 4 channels, not {channels}: set data.channels")
-        if num_classes < 2:
-            raise ValueError(f"a classifier needs at least 2 classes, and there are {num_classes}: is the data labelled?")
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the map of every stage, `(N, C_i, H_i, W_i)`, for images `(N, channels, H, W)` in [-1, 1]."""

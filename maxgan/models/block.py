@@ -62,8 +62,8 @@ class AttentionLayer(nn.Module):
 class MaxViTBlock(nn.Sequential):
     """The MaxViT block (arXiv 2204.01697, figure 2), its parts in the order that is asked for.
 
-    `C-BA-GA` is the backbone's; `GA-BA-C`, from global to local, the generator's (appendix A.4). Parts may be left out or repeated.
-    A block that changes channels or resolution must begin with C.
+    `C-BA-GA` is the backbone's; `GA-BA-C`, from global to local, the generator's (appendix A.4). Parts may be left out
+    or repeated. A block that changes channels or resolution must begin with C.
 
     Args:
         inputs: input channels.

@@ -19,12 +19,14 @@ def from_tensorflow(model: MaxViT, arrays: Mapping[str, Array]) -> None:
 
     Args:
         model: of the same widths, depths, window and classes, with blocks in the order C-BA-GA.
-        arrays: the variables by their names below the model's scope, such as `block_00_00/attention/q/weight`, in TensorFlow's
-            layout: kernels (H, W, in, out), depthwise (H, W, C, 1), dense (in, out), q, k, v (C, heads, d), o (heads, d, C).
+        arrays: the variables by their names below the model's scope, such as `block_00_00/attention/q/weight`, in
+            TensorFlow's
+            layout: kernels (H, W, in, out), depthwise (H, W, C, 1), dense (in, out), q, k, v (C, heads, d), o (heads,
+                d, C).
 
     Raises:
-        ValueError: if a variable is missing, left over, or of another shape, or the blocks have another order. The model is
-            then unchanged.
+        ValueError: if a variable is missing, left over, or of another shape, or the blocks have another order. The
+            model is then unchanged.
     """
     if model.config.order != OFFICIAL_ORDER:
         raise ValueError(f"official weights are for blocks in the order {OFFICIAL_ORDER}, not {model.config.order}")

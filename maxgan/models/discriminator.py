@@ -40,7 +40,8 @@ class ResidualBlock(nn.Module):
 class ResidualDiscriminator(Network):
     """StyleGAN2's residual discriminator (arXiv 1912.04958) as HiT uses it: no normalisation, nothing across the batch.
 
-    With classes, the projection discriminator (arXiv 1802.05637): the logit gains <embedding of the class, features> / sqrt(dim).
+    With classes, the projection discriminator (arXiv 1802.05637): the logit gains <embedding of the class, features> /
+    sqrt(dim).
 
     Args:
         resolution: side of the images, a power of two from 8 to 1024.

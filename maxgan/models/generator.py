@@ -19,7 +19,8 @@ from maxgan.nn.resample import PixelShuffleUp
 def stage_widths(config: GeneratorConfig, stages: int) -> tuple[int, ...]:
     """Return the channels of each of `stages` stages, at most nine.
 
-    The rule: two stages of `width`, three of width / 2, then one halving each two stages, but never less than one head. With
+    The rule: two stages of `width`, three of width / 2, then one halving each two stages, but never less than one head.
+        With
     width 256 and a first map of 8 it gives (256, 256, 128, 128, 128) at 128 px, the 18.6M parameters of the paper.
 
     Raises:
@@ -114,13 +115,16 @@ class Stage(nn.Module):
 class MaxViTGenerator(Network):
     """A GAN generator of MaxViT blocks (MaxViT, arXiv 2204.01697, section 4.4 and appendix A.4).
 
-    z is projected to a first map, and to a few latent tokens. Every stage attends to the tokens (HiT's self-modulation, arXiv
-    2106.07631), runs MaxViT blocks from global to local (grid attention, block attention, convolution) and ends in a pixel shuffle that
-    doubles the map; attention runs at every resolution. The output is not squashed. With classes, a learned class embedding joins z.
+    z is projected to a first map, and to a few latent tokens. Every stage attends to the tokens (HiT's self-modulation,
+    arXiv 2106.07631), runs MaxViT blocks from global to local (grid attention, block attention, convolution) and ends
+    in a pixel shuffle that doubles the map; attention runs at every resolution. The output is not squashed. With
+    classes, a learned class embedding joins z.
 
-    The paper leaves open, and we decided: widths and number of blocks (the rule of `stage_widths`, which meets the printed 18.6M
-    parameters at 128 px with two blocks a stage, z of 256, heads of 32 and a first map of 8), cross-attention with a norm before it and
-    without an MLP, a learned position on the latent tokens, and norm followed by a 1x1 convolution as the step to RGB, as in HiT.
+    The paper leaves open, and we decided: widths and number of blocks (the rule of `stage_widths`, which meets the
+        printed 18.6M
+    parameters at 128 px with two blocks a stage, z of 256, heads of 32 and a first map of 8), cross-attention with a
+    norm before it and without an MLP, a learned position on the latent tokens, and norm followed by a 1x1 convolution
+    as the step to RGB, as in HiT.
 
     Args:
         resolution: side of the images, a power of two from 8 to 1024.
@@ -215,7 +219,8 @@ class MaxViTGenerator(Network):
 
 
 def _initialise(module: nn.Module) -> None:
-    """Draw kernels from a truncated normal of deviation 0.02, zero the biases (HiT; the official MaxViT has the same scale)."""
+    """Draw kernels from a truncated normal of deviation 0.02, zero the biases (HiT; the official MaxViT has the same
+    scale)."""
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

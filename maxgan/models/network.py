@@ -82,17 +82,12 @@ class Network(nn.Module, ModelHubMixin, library_name="maxgan", model_card_templa
 
     def __init__(self, resolution: int, channels: int, num_classes: int, config: Any, **settings: Any) -> None:
         super().__init__()
-        self.check_sizes(resolution, channels, num_classes)
-        self.resolution, self.channels, self.num_classes = resolution, channels, num_classes
+        facts = ImageFacts(resolution, channels, num_classes)
+        self.resolution, self.channels, self.num_classes = facts.resolution, facts.channels, facts.num_classes
         self.config = merge_settings(self.config_class, config, settings)
         self.info: dict[str, Any] = {}
         # The mixin writes this as config.json, for people and for the Hub's download counter; loading never reads it.
         self._hub_mixin_config = {"class": type(self).__name__, **self.arguments()}
-
-    @staticmethod
-    def check_sizes(resolution: int, channels: int, num_classes: int) -> None:
-        """Raise ValueError for sizes that no network of this class can have; here those that ImageFacts refuses."""
-        ImageFacts(resolution, channels, num_classes)
 
     def arguments(self) -> dict[str, Any]:
         """Return what the constructor needs to build this network again, as JSON can hold it."""

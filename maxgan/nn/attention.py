@@ -11,8 +11,9 @@ from maxgan.nn.partition import Axis, merge, split
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return softmax(q k^T + bias) v for queries that are already scaled.
 
-    Written out instead of `scaled_dot_product_attention`, whose fused kernels have no second derivative (needed by R1 and R2 through
-    an attention discriminator) and which is slower on a CPU at the 16 to 64 tokens of a window. Softmax in float32 at least.
+    Written out instead of `scaled_dot_product_attention`, whose fused kernels have no second derivative (needed by R1
+    and R2 through an attention discriminator) and which is slower on a CPU at the 16 to 64 tokens of a window. Softmax
+    in float32 at least.
 
     Args:
         q: `(G, heads, T, d)`; k, v: `(G, heads, S, d)`; bias: broadcastable to `(G, heads, T, S)`.
@@ -38,8 +39,8 @@ def relative_bias(table: Tensor) -> Tensor:
         table: `(heads, 2P-1, 2P-1)`, indexed by key position minus query position, plus P - 1.
 
     Returns:
-        `(heads, P*P, P*P)`, query by key. Made of overlapping views and one copy: unlike a gather by index, its gradient
-        is summed in a fixed order, so that training on a CPU is reproducible bit for bit with many threads.
+        `(heads, P*P, P*P)`, query by key. Made of overlapping views and one copy: unlike a gather by index, its
+        gradient is summed in a fixed order, so that training on a CPU is reproducible bit for bit with many threads.
     """
     size = (table.shape[-1] + 1) // 2
     windows = table.unfold(1, size, 1).unfold(2, size, 1)  # [h, a, b, ky, kx] = table[h, a + ky, b + kx]
@@ -49,7 +50,8 @@ def relative_bias(table: Tensor) -> Tensor:
 class RelativeAttention(nn.Module):
     """Multi-head self-attention in the windows or the grids of a map, with learned relative-position biases.
 
-    softmax(q k^T / sqrt(d) + B) v, B from a table of `(heads, 2P-1, 2P-1)` indexed by key minus query (MaxViT, section 3.1).
+    softmax(q k^T / sqrt(d) + B) v, B from a table of `(heads, 2P-1, 2P-1)` indexed by key minus query (MaxViT, section
+    3.1).
 
     Args:
         channels: width C, a multiple of `head_dim`.
@@ -82,7 +84,8 @@ class RelativeAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention from every pixel of a map to a few tokens: HiT's self-modulation (arXiv 2106.07631, section 3.3).
+    """Multi-head attention from every pixel of a map to a few tokens: HiT's self-modulation (arXiv 2106.07631, section
+    3.3).
 
     Args:
         channels: width C of the map, a multiple of `head_dim`.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-# The official MaxViT code (Keras): BatchNorm eps 1e-3 and momentum 0.99 (0.01 in torch's convention), LayerNorm eps 1e-5.
+# The official MaxViT code (Keras): BatchNorm eps 1e-3 and momentum 0.99 (0.01 in torch's convention), LayerNorm eps
+# 1e-5.
 BATCH_NORM_EPS = 1e-3
 BATCH_NORM_MOMENTUM = 0.01
 LAYER_NORM_EPS = 1e-5
@@ -24,10 +25,10 @@ class LayerNorm2d(nn.LayerNorm):
 class GhostBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d whose training statistics are taken over consecutive groups of `group` images (arXiv 1705.08741).
 
-    The result for an image depends on its group alone, so a recipe keeps its meaning on one GPU or many and with gradient
-    accumulation, where plain BatchNorm follows the images that a process happens to hold. HiT and MaxViT-GAN were trained on TPUs
-    with 8 images a replica; group 8 gives their model. Running statistics take one step of `momentum` towards the mean of
-    the groups' means and unbiased variances, as the mean over replicas does.
+    The result for an image depends on its group alone, so a recipe keeps its meaning on one GPU or many and with
+    gradient accumulation, where plain BatchNorm follows the images that a process happens to hold. HiT and MaxViT-GAN
+    were trained on TPUs with 8 images a replica; group 8 gives their model. Running statistics take one step of
+    `momentum` towards the mean of the groups' means and unbiased variances, as the mean over replicas does.
 
     Raises:
         ValueError: in training, if the batch is not a multiple of `group`.

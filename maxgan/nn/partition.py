@@ -5,8 +5,8 @@ With side P, a map of (H, W) splits in two ways:
 - `block`: (H/P x W/P) windows of P x P neighbouring pixels;
 - `grid`: (H/P x W/P) groups of P x P pixels that lie H/P and W/P apart, the cells of a fixed P x P grid.
 
-Both views are the same six-axis reshape with the axes of group and member exchanged, so one permutation serves both. Splitting
-the attention heads in the same permutation costs one copy instead of three.
+Both views are the same six-axis reshape with the axes of group and member exchanged, so one permutation serves both.
+Splitting the attention heads in the same permutation costs one copy instead of three.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ def _blur_kernel(like: Tensor) -> Tensor:
 class _Blur(torch.autograd.Function):
     """The strided blur as the linear map it is: its derivative is its transpose, whose derivative is the blur again.
 
-    Left to autograd, the second derivative of a convolution with groups runs group by group, and computes gradients of the
+    Left to autograd, the second derivative of a convolution with groups runs group by group, and computes gradients of
+    the
     constant kernel: half the time of an R1 step of the discriminator on a CPU.
     """
 
@@ -54,8 +55,8 @@ def blur_pool(x: Tensor) -> Tensor:
 def pixel_shuffle(x: Tensor) -> Tensor:
     """Map `(N, C, H, W)` to `(N, C/4, 2H, 2W)`: TensorFlow's depth-to-space, whose channels are ordered (dy, dx, c).
 
-    `torch.nn.functional.pixel_shuffle` orders them (c, dy, dx), gathers single numbers, and on a GPU returns a map that is not
-    channels_last; here runs of C/4 channels move at once, and the result is channels_last everywhere.
+    `torch.nn.functional.pixel_shuffle` orders them (c, dy, dx), gathers single numbers, and on a GPU returns a map that
+    is not channels_last; here runs of C/4 channels move at once, and the result is channels_last everywhere.
     """
     n, channels, height, width = x.shape
     x = x.permute(0, 2, 3, 1).reshape(n, height, width, 2, 2, channels // 4).transpose(2, 3)
@@ -63,7 +64,8 @@ def pixel_shuffle(x: Tensor) -> Tensor:
 
 
 class PixelShuffleUp(nn.Module):
-    """Double a map: pixel shuffle, then a 1x1 convolution where a quarter of the channels is not the width that follows.
+    """Double a map: pixel shuffle, then a 1x1 convolution where a quarter of the channels is not the width that
+    follows.
 
     `(N, C, H, W)` to `(N, outputs, 2H, 2W)`. After HiT (arXiv 2106.07631).
 

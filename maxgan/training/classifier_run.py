@@ -20,11 +20,11 @@ from maxgan.data.loader import ImageDataset, evaluation_batches
 from maxgan.data.transforms import to_float
 from maxgan.evaluation.evaluate import share_of
 from maxgan.models import MaxViT
-from maxgan.runtime import start
 from maxgan.training.classifier import ClassifierTrainer
 from maxgan.training.loop import Loop
 from maxgan.training.pictures import plot_curves
-from maxgan.training.run import METRICS, RunDirectory, read_metrics, run_directory, tracker_names
+from maxgan.training.run import METRICS, read_metrics
+from maxgan.training.session import execute
 
 EXPORT_NAME = "classifier.safetensors"
 SCORES = "scores.json"
@@ -121,7 +121,7 @@ class ClassifierRun:
         )
 
     @property
-    def scored(self) -> bool:
+    def complete(self) -> bool:
         """Whether all is done: there is no test set, or scores.json tells of this one."""
         file = self.directory / SCORES
         return self.test is None or (file.exists() and json.loads(file.read_text())["test"] == self.config.test)
@@ -141,6 +141,9 @@ class ClassifierRun:
         if accuracy is not None:
             info["accuracy"] = {"test": self.config.test, "images": accuracy.images, **accuracy.fractions()}
         export_model(self.trainer.bare_network, self.directory / EXPORT_NAME, info, torch.float16)
+
+    def begin(self) -> None:
+        """Write nothing: a classifier has no pictures at its start."""
 
     def finish(self) -> None:
         """Write the curves and the exported file, and measure that file's accuracy.
@@ -220,53 +223,17 @@ def plot_confusion(confusion: Tensor, class_names: tuple[str, ...], path: Path, 
 
 
 def train_classifier(config: ClassifierConfig, config_name: str | None = None, command: str = "") -> int:
-    """Train a classifier in its run folder, or go on with it; return the process's exit code.
+    """Train a classifier in its run folder, or go on with it; return the process's exit code (see `session.execute`).
 
     Args:
         config: the settings.
         config_name: name of the config file, for the folder's name.
         command: the command line, noted in the exported file.
-
-    Returns:
-        0 when the run is finished; 128 + the signal's number when a signal stopped it, with all saved.
-
-    Raises:
-        ValueError: for anything that the user has to mend.
-        OSError: when the disk is full; what was saved before is intact.
     """
-    directory = run_directory(config, config_name or f"{Path(config.data.source.split('-')[0]).stem}_classifier")
-    accelerator = start(
-        config.run.threads,
-        config.training.precision,
-        log_with=tracker_names(config.run.tracker) or None,
-        project_dir=str(directory),
+    name = config_name or f"{Path(config.data.source.split('-')[0]).stem}_classifier"
+    return execute(
+        config,
+        name,
+        lambda directory, accelerator: ClassifierRun(config, directory, accelerator, command),
         step_scheduler_with_optimizer=False,
     )
-    run = RunDirectory(directory, config, accelerator)
-    try:
-        accelerator.print(f"run: {directory}")
-        signal_number = _train(config, directory, accelerator, command)
-    finally:
-        run.close()
-    # In this order: a process group that outlives wrapped networks, or the reverse, aborts the process at its exit.
-    accelerator.free_memory()
-    accelerator.end_training()
-    return 0 if signal_number is None else 128 + signal_number
-
-
-def _train(config: ClassifierConfig, directory: Path, accelerator: Accelerator, command: str) -> int | None:
-    """Train in an opened run; return the signal that stopped it, if one did."""
-    classifier = ClassifierRun(config, directory, accelerator, command)
-    classifier.loop.resume()
-    if classifier.loop.finished and classifier.scored:
-        accelerator.print(f"this run is finished ({classifier.trainer.images_seen} images): see {directory}")
-        return None
-    accelerator.init_trackers("tracker")
-    signal_number = classifier.loop.train()
-    if signal_number is not None:
-        seen = classifier.trainer.images_seen
-        accelerator.print(f"stopped by a signal at {seen} images, all saved: the same command goes on")
-        return signal_number
-    classifier.finish()
-    accelerator.print(f"finished: curves and {EXPORT_NAME} are in {directory}")
-    return None

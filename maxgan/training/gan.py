@@ -25,13 +25,15 @@ DISCRIMINATOR, GENERATOR = 0, 1
 class GanTrainer:
     """Generator, discriminator, optimisers and moving average, and one update of them all.
 
-    Latents and fake labels of an update are drawn for the whole global batch from (seed, update) alone, and each process takes its
+    Latents and fake labels of an update are drawn for the whole global batch from (seed, update) alone, and each
+    process takes its
     slice: they don't depend on the number of processes, and nothing of them need be saved.
 
     Args:
         config: the settings.
         facts: of the images.
-        label_weights: `(num_classes,)` relative frequency of the classes, from which fake labels are drawn; None without classes.
+        label_weights: `(num_classes,)` relative frequency of the classes, from which fake labels are drawn; None
+            without classes.
         accelerator: places and wraps the networks.
 
     Attributes:

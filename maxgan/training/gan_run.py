@@ -19,12 +19,12 @@ from maxgan.data.loader import ImageDataset, evaluation_batches
 from maxgan.evaluation.evaluate import default_extractor, default_reference, score_generator
 from maxgan.evaluation.extractors import Extractor, load_extractor
 from maxgan.evaluation.protocols import Scores
-from maxgan.runtime import start
 from maxgan.sampling import EXPORT_NAME, generate
 from maxgan.training.gan import GanTrainer
 from maxgan.training.loop import Loop
 from maxgan.training.pictures import plot_curves
-from maxgan.training.run import METRICS, RunDirectory, read_metrics, run_directory, tracker_names
+from maxgan.training.run import METRICS, read_metrics
+from maxgan.training.session import execute
 from maxgan.writers import image_grid
 
 GRID_IMAGES = 100
@@ -89,6 +89,22 @@ class GanRun:
     def generator(self) -> Any:
         """Return the averaged generator in eval mode."""
         return self.trainer.ema.module.eval()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run has its scores, or can have none."""
+        return self.extractor is None or (self.directory / SCORES).exists()
+
+    def begin(self) -> None:
+        """Write the grid of training images."""
+        self.picture_of_reals()
+
+    def finish(self) -> None:
+        """Write the last samples, the curves, the scores, and the export with them."""
+        self.picture()
+        if self.accelerator.is_main_process:
+            plot_curves(read_metrics(self.directory / METRICS), PANELS, self.directory / "curves.png")
+        self.export(self.score())
 
     def picture(self) -> None:
         """Write a grid of samples from latents that stay the same through the run; with classes, a column for each."""
@@ -164,51 +180,11 @@ def choose_extractor(config: GanConfig, say: Callable[[str], None]) -> Extractor
 
 
 def train_gan(config: GanConfig, config_name: str | None = None) -> int:
-    """Train a GAN in its run folder, or go on with it; return the process's exit code.
+    """Train a GAN in its run folder, or go on with it; return the process's exit code (see `session.execute`).
 
     Args:
         config: the settings.
         config_name: name of the config file, for the folder's name.
-
-    Returns:
-        0 when the run is finished; 128 + the signal's number when a signal stopped it, with all saved.
-
-    Raises:
-        ValueError: for anything that the user has to mend.
-        OSError: when the disk is full; what was saved before is intact.
     """
-    directory = run_directory(config, config_name or Path(config.data.source.split("-")[0]).stem)
-    trackers = tracker_names(config.run.tracker)
-    accelerator = start(config.run.threads, config.training.precision, log_with=trackers or None, project_dir=str(directory))
-    run = RunDirectory(directory, config, accelerator)
-    try:
-        accelerator.print(f"run: {directory}")
-        signal_number = _train(config, directory, accelerator)
-    finally:
-        run.close()
-    # In this order: a process group that outlives wrapped networks, or the reverse, aborts the process at its exit.
-    accelerator.free_memory()
-    accelerator.end_training()
-    return 0 if signal_number is None else 128 + signal_number
-
-
-def _train(config: GanConfig, directory: Path, accelerator: Accelerator) -> int | None:
-    """Train in an opened run; return the signal that stopped it, if one did."""
-    gan = GanRun(config, directory, accelerator)
-    gan.loop.resume()
-    if gan.loop.finished and (gan.extractor is None or (directory / SCORES).exists()):
-        accelerator.print(f"this run is finished ({gan.trainer.images_seen} images): see {directory}")
-        return None
-    accelerator.init_trackers("tracker")
-    gan.picture_of_reals()
-    signal_number = gan.loop.train()
-    if signal_number is not None:
-        seen = gan.trainer.images_seen
-        accelerator.print(f"stopped by a signal at {seen} images, all saved: the same command goes on")
-        return signal_number
-    gan.picture()
-    if accelerator.is_main_process:
-        plot_curves(read_metrics(directory / METRICS), PANELS, directory / "curves.png")
-    gan.export(gan.score())
-    accelerator.print(f"finished: samples, curves, scores and {EXPORT_NAME} are in {directory}")
-    return None
+    name = config_name or Path(config.data.source.split("-")[0]).stem
+    return execute(config, name, lambda directory, accelerator: GanRun(config, directory, accelerator))

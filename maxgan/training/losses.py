@@ -25,7 +25,8 @@ def gradient_penalty(logits: Tensor, images: Tensor, scale: float = 1.0) -> Tens
     Args:
         logits: `(N,)`, computed from `images`.
         images: `(N, C, H, W)`, requiring grad; no logit may depend on another's image.
-        scale: loss scale of float16 training; the gradient is taken of scaled logits, so that it does not underflow, and divided again.
+        scale: loss scale of float16 training; the gradient is taken of scaled logits, so that it does not underflow,
+            and divided again.
     """
     (gradient,) = torch.autograd.grad(logits.sum() * scale, images, create_graph=True)
     # Float32 at least, before the division and the square: both could leave the range of float16.

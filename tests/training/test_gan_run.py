@@ -30,7 +30,7 @@ from maxgan.config import (
 )
 from maxgan.training import gan_run
 from maxgan.training.gan import GanTrainer
-from maxgan.training.run import read_metrics
+from maxgan.training.run import read_metrics, run_directory
 
 GENERATOR = GeneratorConfig(latent_dim=8, width=16, head_dim=8, latent_tokens=4, window_size=4, norm="batch", norm_group=4)
 TINY = GanConfig(
@@ -177,9 +177,9 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 def test_changing_a_learning_setting_names_another_folder() -> None:
     named = replace(TINY, run=replace(TINY.run, directory=None, root="r", name="n"))
-    one = gan_run.run_directory(named, "x")
-    two = gan_run.run_directory(replace(named, ema=replace(named.ema, half_life=1)), "x")
-    three = gan_run.run_directory(replace(named, run=replace(named.run, keep=3)), "x")
+    one = run_directory(named, "x")
+    two = run_directory(replace(named, ema=replace(named.ema, half_life=1)), "x")
+    three = run_directory(replace(named, run=replace(named.run, keep=3)), "x")
     assert one == three
     assert one != two
     assert str(one).startswith("r/n-")

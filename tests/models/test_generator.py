@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from maxgan.config import GeneratorConfig
+from maxgan.models import MaxViTGenerator, ResidualDiscriminator
+from maxgan.models.generator import stage_widths
+from maxgan.nn.attention import RelativeAttention
+from maxgan.training.losses import discriminator_loss, generator_loss, gradient_penalty
+
+PAPER = {"width": 256, "base_resolution": 8, "depth": 2, "head_dim": 32, "latent_dim": 256, "window_size": 8}
+
+
+def small(resolution: int = 8, channels: int = 1, num_classes: int = 0, **settings: Any) -> MaxViTGenerator:
+    torch.manual_seed(0)
+    defaults = {"latent_dim": 8, "width": 16, "head_dim": 8, "latent_tokens": 3}
+    return MaxViTGenerator(resolution, channels, num_classes, **{**defaults, **settings})
+
+
+def on_meta(resolution: int, channels: int = 3, num_classes: int = 0, **settings: Any) -> MaxViTGenerator:
+    with torch.device("meta"):
+        return MaxViTGenerator(resolution, channels, num_classes, **settings)
+
+
+@pytest.mark.parametrize("resolution", [8, 16, 32, 64, 128, 256, 512, 1024])
+def test_every_resolution_builds_with_default_settings(resolution: int) -> None:
+    for channels, num_classes in ((1, 0), (2, 10), (3, 0), (4, 10)):
+        model = on_meta(resolution, channels, num_classes)
+        labels = torch.zeros(2, dtype=torch.long, device="meta") if num_classes else None
+        assert model(torch.zeros(2, 64, device="meta"), labels).shape == (2, channels, resolution, resolution)
+    # The default config has grid and block attention at every resolution.
+    axes = [[m.axis for m in stage.modules() if isinstance(m, RelativeAttention)] for stage in model.stages]
+    assert axes == [["grid", "block"]] * (resolution.bit_length() - 2)
+
+
+@pytest.mark.parametrize("resolution", [8, 16, 32])
+@pytest.mark.parametrize("num_classes", [0, 5])
+def test_images_have_the_size_asked_for(resolution: int, num_classes: int) -> None:
+    model = small(resolution, 2, num_classes)
+    images = model(torch.randn(3, 8), torch.tensor([0, 4, 2]) if num_classes else None)
+    assert images.shape == (3, 2, resolution, resolution)
+    assert images.isfinite().all()
+    assert images.std() > 0
+
+
+@pytest.mark.parametrize("order", ["GA-BA-C", "C-BA-GA"])
+def test_the_paper_config_has_the_printed_number_of_parameters(order: str) -> None:
+    count = sum(p.numel() for p in on_meta(128, order=order, **PAPER).parameters())
+    assert f"{count / 1e6:.1f}" == "18.6"
+    assert count == pytest.approx(18.56e6, rel=1e-3)
+
+
+def test_widths_follow_the_rule_and_never_fall_below_one_head() -> None:
+    assert stage_widths(GeneratorConfig(width=256, head_dim=32), 5) == (256, 256, 128, 128, 128)
+    assert stage_widths(GeneratorConfig(width=64, head_dim=16), 9) == (64, 64, 32, 32, 32, 16, 16, 16, 16)
+    assert stage_widths(GeneratorConfig(widths=(48, 16), head_dim=16), 2) == (48, 16)
+
+
+def test_windows_are_the_map_where_that_is_smaller() -> None:
+    model = small(32, window_size=8)
+    sizes = [{m.size for m in stage.modules() if isinstance(m, RelativeAttention)} for stage in model.stages]
+    assert sizes == [{4}, {8}, {8}, {8}]
+
+
+def test_depths_and_widths_of_every_stage_can_be_set() -> None:
+    model = small(16, widths=(24, 16, 8), depths=(2, 1, 3))
+    assert [len(stage.blocks) for stage in model.stages] == [2, 1, 3]
+    assert [stage.cross_norm.num_features for stage in model.stages] == [24, 16, 8]
+
+
+def scrambled(model: torch.nn.Module) -> None:
+    """Draw all weights anew, large enough that every part matters; the initial ones make residual branches tiny."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+
+
+@pytest.mark.parametrize("settings", [{}, {"norm": "layer", "positions": True}, {"norm_group": 2, "positions": True}])
+def test_every_parameter_of_both_networks_gets_a_finite_gradient(settings: dict[str, Any]) -> None:
+    generator, discriminator = small(16, 3, 4, **settings), ResidualDiscriminator(16, 3, 4, max_width=16)
+    scrambled(generator)
+    z, labels = torch.randn(4, 8), torch.tensor([0, 1, 2, 3])
+    fake = generator(z, labels)
+    fake.retain_grad()
+    generator_loss(discriminator(fake, labels)).backward()
+    real = torch.randn(4, 3, 16, 16, requires_grad=True)
+    discriminator.zero_grad()
+    real_logits, fake_logits = discriminator(torch.cat([real, fake.detach()]), labels.repeat(2)).chunk(2)
+    (discriminator_loss(real_logits, fake_logits) + gradient_penalty(real_logits, real)).backward()
+    # A bias is cancelled by the mean that BatchNorm takes off behind it, so zero is right for some biases.
+    for network in (generator, discriminator):
+        for name, parameter in network.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.any(), name
+
+
+def test_second_order_terms_pass_through_the_discriminator_into_the_generator() -> None:
+    generator, discriminator = small(8, norm="layer").double(), ResidualDiscriminator(8, 1, max_width=8).double()
+    scrambled(generator)
+    z = torch.randn(2, 8, dtype=torch.float64)
+
+    def penalty() -> Tensor:
+        images = generator(z)
+        return gradient_penalty(discriminator(images) ** 2, images)
+
+    parameter = generator.get_parameter("stages.0.cross_attention.kv.weight")
+    (gradient,) = torch.autograd.grad(penalty(), parameter)
+    index = int(gradient.abs().argmax())
+    flat = parameter.detach().view(-1)
+    values = []
+    for sign in (1, -1):
+        flat[index] += sign * 1e-6
+        values.append(penalty().item())
+        flat[index] -= sign * 1e-6
+    assert gradient.view(-1)[index].item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4)
+
+
+@pytest.mark.parametrize("part", ["cross_attention", "blocks.0.0.attention", "blocks.0.1.attention"])
+@pytest.mark.parametrize("stage", [0, 1])
+def test_removing_any_attention_changes_the_images(part: str, stage: int) -> None:
+    model = small().eval()
+    scrambled(model)
+    z = torch.randn(2, 8)
+    whole = model(z)
+    model.get_submodule(f"stages.{stage}.{part}").register_forward_hook(lambda _, __, output: torch.zeros_like(output))
+    assert (model(z) - whole).abs().max() > 1e-4 * whole.abs().max()
+
+
+def test_positions_are_added_at_every_stage() -> None:
+    model = small(positions=True).eval()
+    assert [tuple(stage.position.shape) for stage in model.stages] == [(1, 16, 4, 4), (1, 16, 8, 8)]
+    z = torch.randn(1, 8)
+    for stage in model.stages:
+        before = model(z)
+        torch.nn.init.normal_(stage.position)
+        assert (model(z) - before).abs().max() > 0
+
+
+def test_latent_and_class_reach_the_images() -> None:
+    model = small(num_classes=3).eval()
+    z, labels = torch.randn(2, 8), torch.tensor([0, 1])
+    images = model(z, labels)
+    assert (model(z, labels.flip(0)) - images).abs().amax((1, 2, 3)).gt(0).all()
+    assert (model(z + 1, labels) - images).abs().amax((1, 2, 3)).gt(0).all()
+
+
+def test_an_image_does_not_depend_on_the_others_in_eval_mode() -> None:
+    model = small().eval().double()
+    z = torch.randn(3, 8, dtype=torch.float64)
+    torch.testing.assert_close(model(z)[1:2], model(z[1:2]), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("settings", [{}, {"norm": "layer", "positions": True}, {"norm_group": 2, "widths": (16, 4, 4), "head_dim": 4}])
+def test_maps_stay_in_channels_last_memory(settings: dict[str, Any]) -> None:
+    model = small(16, **settings).to(memory_format=torch.channels_last)
+    outputs: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        # Inside attention and feed-forward the tensors are tokens, (N, H, W, C) in plain memory: the same bytes.
+        if "attention" not in name and "ffn" not in name.removesuffix("ffn_norm"):
+            module.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output}))
+    model(torch.randn(4, 8))
+    maps = {name: output for name, output in outputs.items() if output.dim() == 4 and output.shape[2] > 1}
+    assert len(maps) > 40
+    assert [name for name, m in maps.items() if not m.is_contiguous(memory_format=torch.channels_last)] == []
+
+
+def test_labels_and_model_must_agree() -> None:
+    with pytest.raises(ValueError, match="has 3 classes: give a label for every z"):
+        small(num_classes=3)(torch.zeros(2, 8))
+    with pytest.raises(ValueError, match="has 0 classes: it is unconditional, give no labels"):
+        small()(torch.zeros(2, 8), torch.zeros(2, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"widths": (64, 64)}, r"generator\.widths \(64, 64\) has 2 entries, but there are 3 stages"),
+        ({"widths": (64, 40, 16)}, r"\(64, 40, 16\) must be multiples of generator\.head_dim 16: change generator\.widths"),
+        ({"widths": (64, 0, 16)}, r"must be multiples of generator\.head_dim"),
+        ({"width": 40}, r"\(40, 40, 20\) must be multiples of generator\.head_dim 16: change generator\.width or"),
+        ({"head_dim": 0}, r"generator\.head_dim must be at least 1, not 0"),
+        ({"head_dim": 6, "width": 6}, "a width of 6 can't be pixel-shuffled"),
+        ({"depths": (1, 1)}, r"generator\.depths \(1, 1\) has 2 entries, but there are 3 stages"),
+        ({"depth": 0}, r"generator\.depths must be at least 1 in every stage"),
+        ({"base_resolution": 2}, r"generator\.base_resolution must be a power of two from 4 to the resolution 16, not 2"),
+        ({"base_resolution": 6}, r"generator\.base_resolution must be a power of two .* not 6"),
+        ({"base_resolution": 32}, r"generator\.base_resolution .* to the resolution 16, not 32"),
+        ({"window_size": 1}, r"generator\.window_size 1 does not fit the 4 x 4 map"),
+        ({"window_size": 6}, r"generator\.window_size 6 does not fit the 8 x 8 map"),
+        ({"latent_tokens": 0}, r"generator\.latent_tokens must be at least 1, not 64, 0"),
+        ({"latent_dim": 0}, r"generator\.latent_dim and generator\.latent_tokens must be at least 1, not 0"),
+        ({"order": "GA-BA-GC"}, "order must join parts"),
+        ({"norm": "group"}, "norm must be batch or layer, not 'group'"),
+        ({"norm_group": 1}, "norm_group must be at least 2"),
+        ({"norm": "layer", "norm_group": 8}, "norm_group is for norm: batch"),
+        ({"latent": 8}, "no setting 'latent': did you mean 'latent_dim'"),
+    ],
+)
+def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        on_meta(16, **settings)
+
+
+def test_resolutions_that_are_no_power_of_two() -> None:
+    with pytest.raises(ValueError, match=r"power of two from 8 to 1024, not 48: set data\.resolution"):
+        on_meta(48)

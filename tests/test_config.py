@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from maxgan import config as module
+from maxgan.config import (
+    BackboneConfig,
+    ClassifierConfig,
+    ClassifierOptimConfig,
+    DataConfig,
+    EmaConfig,
+    GanConfig,
+    ImageFacts,
+    LossConfig,
+    OptimConfig,
+    RunConfig,
+    TrainingConfig,
+    differences,
+    learning_hash,
+    learning_settings,
+    to_dict,
+)
+
+TRAININGS = [GanConfig, ClassifierConfig]
+# Another allowed value for fields where a plain change of the default would be refused.
+OTHERS: dict[str, Any] = {
+    "data.crop": "random",
+    "data.on_error": "skip",
+    "data.crop_fraction": 0.5,
+    "generator.norm": "layer",
+    "training.precision": "bf16",
+    "training.accumulation": 2,
+    "training.batch_size": 128,
+    "run.tracker": "none",
+    "backbone.stem_stride": 2,
+    "backbone.widths": (16, 32),
+    "backbone.depths": (2, 1),
+    "optim.min_lr": 1e-4,
+}
+
+
+def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from fields(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, value
+
+
+def changed(config: Any, name: str) -> Any:
+    """Return `config` with another value of one setting."""
+    section, _, field = name.rpartition(".")
+    owner = getattr(config, section) if section else config
+    old = getattr(owner, field)
+    if name in OTHERS:
+        new = OTHERS[name]
+    elif isinstance(old, bool):
+        new = not old
+    elif isinstance(old, int):
+        new = old + 1
+    elif isinstance(old, float):
+        new = old / 2 + 0.01
+    elif isinstance(old, str):
+        new = old + "x"
+    else:
+        kind = str({f.name: f.type for f in dataclasses.fields(owner)}[field])
+        new = (1, 2) if "tuple" in kind else 3 if "int" in kind else 0.25 if "float" in kind else "x"
+    assert new != old
+    owner = dataclasses.replace(owner, **{field: new})
+    return dataclasses.replace(config, **{section: owner}) if section else owner
+
+
+FREE = {"data.workers", "data.on_error", "test"}
+
+
+@pytest.mark.parametrize("config_class", TRAININGS)
+def test_the_hash_changes_with_each_setting_that_changes_learning_and_with_no_other(config_class: Callable[[], Any]) -> None:
+    config = config_class()
+    original = learning_hash(config)
+    assert re.fullmatch("[0-9a-f]{8}", original)
+    hashes = [original]
+    for name, _ in fields(config):
+        if (config_class, name) == (ClassifierConfig, "run.sample_every"):
+            continue  # a classifier has but one value of it
+        new = learning_hash(changed(config, name))
+        free = name in FREE or name.startswith(("run.", "evaluation."))
+        assert (new == original) == free, name
+        if not free:
+            hashes.append(new)
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_the_hash_is_the_same_in_every_process_and_tells_the_trainings_apart() -> None:
+    assert learning_hash(GanConfig()) == learning_hash(GanConfig())
+    assert learning_hash(GanConfig()) != learning_hash(ClassifierConfig())
+
+
+def test_plain_values_are_those_of_json() -> None:
+    plain = to_dict(ClassifierConfig())
+    assert plain["backbone"]["widths"] == list(ClassifierConfig().backbone.widths)
+    assert plain["data"]["resolution"] is None
+    assert "run" not in learning_settings(plain)
+    assert "workers" not in learning_settings(plain)["data"]
+    assert plain["data"]["workers"] == 0
+
+
+def test_differences_are_named_with_both_values() -> None:
+    old = {"a": {"b": 1, "c": 2}, "d": 3}
+    new = {"a": {"b": 1, "c": 4}, "d": 3, "e": None, "f": 5}
+    assert differences(old, new) == ["a.c: 2 -> 4", "f: None -> 5"]
+    assert differences(old, old) == []
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: ImageFacts(7), "at least 8 x 8 pixels, not 7"),
+        (lambda: ImageFacts(8, 5), "1 to 4 channels, not 5"),
+        (lambda: ImageFacts(8, 0), "1 to 4 channels, not 0"),
+        (lambda: ImageFacts(8, 3, -1), "num_classes must be 0 or more, not -1"),
+        (lambda: module.check_gan_resolution(24), "power of two from 8 to 1024, not 24: set data.resolution"),
+        (lambda: module.check_gan_resolution(2048), "power of two from 8 to 1024, not 2048"),
+        (lambda: DataConfig(crop_fraction=0), r"data.crop_fraction must be in \(0, 1\], not 0"),
+        (lambda: DataConfig(crop_fraction=1.1), r"data.crop_fraction .* not 1.1"),
+        (lambda: DataConfig(workers=-1), "data.workers must be 0 or more, not -1"),
+        (lambda: BackboneConfig(widths=(1,)), r"backbone.widths \(1,\) and backbone.depths \(1, 1\) must have the same length"),
+        (lambda: BackboneConfig(stem_stride=3), "backbone.stem_stride must be 1 or 2, not 3"),
+        (lambda: BackboneConfig(drop_path=1), r"backbone.drop_path must be in \[0, 1\), not 1"),
+        (lambda: LossConfig(r1_gamma=-1), "loss.r1_gamma must be 0 or more, not -1"),
+        (lambda: LossConfig(r1_interval=0), "loss.r1_interval must be at least 1, not 0"),
+        (lambda: OptimConfig(lr=0), "optim.lr and optim.discriminator_lr must be above 0, not 0, None"),
+        (lambda: OptimConfig(discriminator_lr=-1), "optim.discriminator_lr must be above 0"),
+        (lambda: OptimConfig(beta1=1), r"optim.beta1 and optim.beta2 must be in \[0, 1\), not 1, 0.99"),
+        (lambda: OptimConfig(beta2=-0.1), "optim.beta2 must be in"),
+        (lambda: EmaConfig(half_life=-1), "ema.half_life and ema.warmup must be 0 or more, not -1, 0.1"),
+        (lambda: TrainingConfig(images=0), "training.images must be at least 1, not 0"),
+        (lambda: TrainingConfig(batch_size=8, accumulation=3), "training.batch_size 8 must be a positive multiple of"),
+        (lambda: TrainingConfig(batch_size=0), "training.batch_size 0 must be a positive multiple"),
+        (lambda: RunConfig(keep=0), "run.keep must be at least 1"),
+        (lambda: RunConfig(sample_every=-1), "run.sample_every at least 0"),
+        (lambda: RunConfig(threads=0), "run.threads must be at least 1, not 0"),
+        (lambda: ClassifierOptimConfig(min_lr=1), "optim.min_lr from 0 to it"),
+        (lambda: ClassifierOptimConfig(warmup=1), r"must be in \[0, 1\), not 1"),
+        (lambda: ClassifierOptimConfig(gradient_clip=0), "optim.gradient_clip must be above 0"),
+        (lambda: ClassifierConfig(run=RunConfig(sample_every=5)), "leave run.sample_every at 0, not 5"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(build: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+@pytest.mark.parametrize("config_class", TRAININGS)
+def test_configs_can_not_be_changed(config_class: Callable[[], Any]) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config_class().training.seed = 1
