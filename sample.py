@@ -45,7 +45,12 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> None:
     # Not split_between_processes: with fewer seeds than processes it gives the last one several times.
     share = seeds[config.n * rank // processes : config.n * (rank + 1) // processes]
     batches = generate(
-        generator, share, config.batch_size, accelerator.device, parse_classes(config.classes), truncation=config.truncation
+        generator,
+        share,
+        config.batch_size,
+        accelerator.device,
+        parse_classes(config.classes),
+        truncation=config.truncation,
     )
     in_grid = seeds[: config.grid_columns**2] if config.grid is not None else seeds[:0]
     first: list[Tensor] = []

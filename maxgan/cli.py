@@ -54,7 +54,7 @@ def parse(config_class: type[C], argv: Sequence[str] | None = None) -> tuple[C, 
     return config, Path(str(files[-1])).stem if files else None
 
 
-def field_types(config_class: type, prefix: str = "") -> dict[str, Any]:
+def field_types(config_class: Any, prefix: str = "") -> dict[str, Any]:
     """Return the type of every field of a nested dataclass, by its dotted name."""
     types: dict[str, Any] = {}
     for name, kind in get_type_hints(config_class).items():
@@ -88,7 +88,8 @@ def _one_sentence(message: str, types: dict[str, Any], argv: Sequence[str]) -> s
         return f"there is no config file {found[1]}"
     if _WRONG_FILE.search(message):
         files = re.findall(r"--config[=\0]([^\0]+)", "\0".join(argv))
-        return f"{' or '.join(files)} is no YAML file of settings: write lines like `optim:` and, indented below it, `lr: 1e-4`"
+        example = "write lines like `optim:` and, indented below it, `lr: 1e-4`"
+        return f"{' or '.join(files)} is no YAML file of settings: {example}"
     if found := _NO_VALUE.search(message):
         return f"{found[1]} needs a value"
     return message

@@ -122,8 +122,8 @@ class DiscriminatorConfig:
     def __post_init__(self) -> None:
         if self.channel_multiplier <= 0 or self.max_width < 8:
             raise ValueError(
-                f"discriminator.channel_multiplier must be above 0 and max_width at least 8, not {self.channel_multiplier} and "
-                f"{self.max_width}"
+                "discriminator.channel_multiplier must be above 0 and discriminator.max_width at least 8, not "
+                f"{self.channel_multiplier} and {self.max_width}"
             )
 
 
@@ -150,7 +150,9 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         if len(self.widths) != len(self.depths):
-            raise ValueError(f"backbone.widths {self.widths} and backbone.depths {self.depths} must have the same length")
+            raise ValueError(
+                f"backbone.widths {self.widths} and backbone.depths {self.depths} must have the same length"
+            )
         if self.stem_stride not in (1, 2):
             raise ValueError(f"backbone.stem_stride must be 1 or 2, not {self.stem_stride}")
         if not 0 <= self.drop_path < 1:
@@ -191,7 +193,9 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or (self.discriminator_lr is not None and self.discriminator_lr <= 0):
-            raise ValueError(f"optim.lr and optim.discriminator_lr must be above 0, not {self.lr}, {self.discriminator_lr}")
+            raise ValueError(
+                f"optim.lr and optim.discriminator_lr must be above 0, not {self.lr}, {self.discriminator_lr}"
+            )
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ValueError(f"optim.beta1 and optim.beta2 must be in [0, 1), not {self.beta1}, {self.beta2}")
 
@@ -231,7 +235,8 @@ class TrainingConfig:
             raise ValueError(f"training.images must be at least 1, not {self.images}")
         if self.batch_size < 1 or self.accumulation < 1 or self.batch_size % self.accumulation:
             raise ValueError(
-                f"training.batch_size {self.batch_size} must be a positive multiple of training.accumulation {self.accumulation}"
+                f"training.batch_size {self.batch_size} must be a positive multiple of training.accumulation "
+                f"{self.accumulation}"
             )
 
 
@@ -276,7 +281,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if self.log_every < 1 or self.checkpoint_every < 1 or self.keep < 1 or self.sample_every < 0:
-            raise ValueError("run.log_every, run.checkpoint_every and run.keep must be at least 1, run.sample_every at least 0")
+            raise ValueError(
+                "run.log_every, run.checkpoint_every and run.keep must be at least 1, run.sample_every at least 0"
+            )
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"run.threads must be at least 1, not {self.threads}")
 
@@ -441,7 +448,9 @@ def learning_settings(settings: dict[str, Any]) -> dict[str, Any]:
     free = {name for name in FREE if "." not in name}
     nested = {tuple(name.split(".")) for name in FREE if "." in name}
     return {
-        section: {key: v for key, v in value.items() if (section, key) not in nested} if isinstance(value, dict) else value
+        section: {key: v for key, v in value.items() if (section, key) not in nested}
+        if isinstance(value, dict)
+        else value
         for section, value in settings.items()
         if section not in free
     }

@@ -61,7 +61,7 @@ def test_atomic_path_keeps_suffix_and_mode(tmp_path: Path) -> None:
 def test_atomic_path_leaves_the_old_file_after_an_error(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "a"
     path.write_text("old")
-    with pytest.raises(type(error)) as caught, atomic_path(path) as temporary:  # noqa: PT012
+    with pytest.raises(type(error)) as caught, atomic_path(path) as temporary:
         temporary.write_text("half")
         raise error
     assert caught.value is error

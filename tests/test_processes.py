@@ -67,7 +67,9 @@ def test_two_processes_train_sample_and_evaluate(tmp_path: Path) -> None:
 def test_a_signal_to_the_launcher_saves_and_the_same_command_goes_on(tmp_path: Path, number: int) -> None:
     command = [*LAUNCH, str(ROOT / "train_gan.py"), *TINY, "--evaluation.enabled=false", "--run.directory=run"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([*command, "--training.images=400000"], cwd=tmp_path, env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        [*command, "--training.images=400000"], cwd=tmp_path, env=environment, start_new_session=True
+    )
     metrics = tmp_path / "run" / "metrics.jsonl"
     _wait_for(lambda: len(read_metrics(metrics)) >= 3)
     if number == signal.SIGINT:  # Ctrl-C reaches the whole foreground group
@@ -98,7 +100,9 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_never_was(tmp_path: Path) 
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     kills = 0
     for _ in range(3):
-        process = subprocess.Popen(killed, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            killed, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         before = len(read_metrics(tmp_path / "killed" / "metrics.jsonl"))
         _wait_for(lambda p=process, n=before: p.poll() is not None or _lines(tmp_path) > n + 2)  # type: ignore[misc]
         time.sleep(dice.random() * 0.3)

@@ -72,7 +72,7 @@ class MaxViT(Network):
         super().__init__(resolution, channels, num_classes, config, **settings)
         config = self.config
         if num_classes < 2:
-            raise ValueError(f"a classifier needs at least 2 classes, and there are {num_classes}: is the data labelled?")
+            raise ValueError(f"a classifier needs at least 2 classes, not {num_classes}: is the data labelled?")
         window = config.window_size if config.window_size is not None else resolution // 32
         if not config.depths or min(config.depths) < 1:
             raise ValueError(f"backbone.depths must give every stage at least one block, not {config.depths}")
@@ -87,8 +87,8 @@ class MaxViT(Network):
             if window < 2 or side % window:
                 raise ValueError(
                     f"backbone.window_size {window} does not fit the {side:g} x {side:g} map of stage "
-                    f"{len(self.stages) + 1} at {resolution} px: use a window of at least 2 that divides it, fewer stages or "
-                    f"stem_stride 1"
+                    f"{len(self.stages) + 1} at {resolution} px: use a window of at least 2 that divides it, "
+                    f"fewer stages or stem_stride 1"
                 )
             blocks = []
             for i in range(depth):

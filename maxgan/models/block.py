@@ -28,7 +28,9 @@ def parse_order(order: str) -> tuple[str, ...]:
     parts = tuple(order.split("-"))
     known = (CONVOLUTION, *MIXERS)
     if any(part not in known for part in parts) or parts.count(CONVOLUTION) > 1:
-        raise ValueError(f"order must join parts of {', '.join(known)} by '-', with at most one C, like C-BA-GA; not {order!r}")
+        raise ValueError(
+            f"order must join parts of {', '.join(known)} by '-', with at most one C, like C-BA-GA; not {order!r}"
+        )
     return parts
 
 

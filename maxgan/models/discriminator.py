@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch.nn.functional as F
@@ -70,7 +71,7 @@ class ResidualDiscriminator(Network):
         widths = [width_at(side, self.config) for side in sides]
         last = widths[-1]
         self.from_rgb = nn.Conv2d(channels, widths[0], 3, padding=1)
-        self.blocks = nn.Sequential(*(ResidualBlock(a, b) for a, b in zip(widths, widths[1:], strict=False)))
+        self.blocks = nn.Sequential(*(ResidualBlock(a, b) for a, b in pairwise(widths)))
         self.final_conv = nn.Conv2d(last, last, 3, padding=1)
         self.dense = nn.Linear(LAST_SIDE * LAST_SIDE * last, last)
         self.logit = nn.Linear(last, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -152,7 +153,9 @@ class MaxViTGenerator(Network):
         config = self.config
         base = config.base_resolution
         if base < 4 or base & (base - 1) or base > resolution:
-            raise ValueError(f"generator.base_resolution must be a power of two from 4 to the resolution {resolution}, not {base}")
+            raise ValueError(
+                f"generator.base_resolution must be a power of two from 4 to the resolution {resolution}, not {base}"
+            )
         if config.latent_dim < 1 or config.latent_tokens < 1:
             raise ValueError(
                 "generator.latent_dim and generator.latent_tokens must be at least 1, "
@@ -172,7 +175,7 @@ class MaxViTGenerator(Network):
             Stage(width, widths[0], side, window, depth, config)
             for width, side, window, depth in zip(widths, sides, stage_windows(config, sides), depths, strict=True)
         )
-        self.ups = nn.ModuleList(PixelShuffleUp(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.ups = nn.ModuleList(PixelShuffleUp(a, b) for a, b in pairwise(widths))
         self.out_norm = make_norm(config.norm, widths[-1], config.norm_group)
         self.out = nn.Conv2d(widths[-1], channels, 1)
         self.apply(_initialise)

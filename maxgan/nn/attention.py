@@ -63,7 +63,7 @@ class RelativeAttention(nn.Module):
     def __init__(self, channels: int, size: int, axis: Axis, head_dim: int = 32) -> None:
         super().__init__()
         if size < 2:
-            raise ValueError(f"window_size must be at least 2, not {size}: attention in a window of one pixel mixes nothing")
+            raise ValueError(f"window_size must be at least 2, not {size}: a window of one pixel mixes nothing")
         self.heads = count_heads(channels, head_dim)
         self.size = size
         self.axis: Axis = axis
@@ -129,5 +129,3 @@ def to_tokens(x: Tensor) -> Tensor:
 def to_map(x: Tensor) -> Tensor:
     """View `(N, H, W, C)` as `(N, C, H, W)` in channels_last memory."""
     return x.permute(0, 3, 1, 2)
-
-

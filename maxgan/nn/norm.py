@@ -34,6 +34,11 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         ValueError: in training, if the batch is not a multiple of `group`.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def __init__(
         self, channels: int, group: int, eps: float = BATCH_NORM_EPS, momentum: float = BATCH_NORM_MOMENTUM
     ) -> None:
@@ -87,5 +92,3 @@ def make_norm(name: str, channels: int, group: int | None = None) -> nn.Module:
     if group < 2:
         raise ValueError(f"norm_group must be at least 2, not {group}")
     return GhostBatchNorm2d(channels, group)
-
-

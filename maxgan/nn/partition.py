@@ -21,7 +21,7 @@ Axis = Literal["block", "grid"]
 def check_fit(height: int, width: int, size: int) -> None:
     """Raise ValueError unless windows of side `size` tile a map of (`height`, `width`)."""
     if size < 2:
-        raise ValueError(f"window_size must be at least 2, not {size}: attention in a window of one pixel mixes nothing")
+        raise ValueError(f"window_size must be at least 2, not {size}: a window of one pixel mixes nothing")
     if height % size or width % size:
         raise ValueError(
             f"a feature map of {height} x {width} can't be split by window_size {size}: "

@@ -47,7 +47,7 @@ def blur_pool(x: Tensor) -> Tensor:
 
     One zero pixel of padding on each side, which at even sides is TensorFlow's "SAME".
     """
-    assert x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0, tuple(x.shape)
+    assert x.shape[2] % 2 == x.shape[3] % 2 == 0, tuple(x.shape)
     blurred: Tensor = _Blur.apply(x)
     return blurred
 
@@ -76,7 +76,9 @@ class PixelShuffleUp(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         if inputs % 4:
-            raise ValueError(f"a width of {inputs} can't be pixel-shuffled: make every width but the last a multiple of 4")
+            raise ValueError(
+                f"a width of {inputs} can't be pixel-shuffled: make all widths but the last multiples of 4"
+            )
         self.project = nn.Conv2d(inputs // 4, outputs, 1) if inputs // 4 != outputs else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

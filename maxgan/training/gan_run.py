@@ -57,7 +57,9 @@ class GanRun:
         self.extractor = choose_extractor(config, accelerator.print)
         weights = None
         if self.dataset.labels is not None:
-            weights = torch.from_numpy(np.bincount(self.dataset.labels, minlength=self.dataset.facts.num_classes)).double()
+            weights = torch.from_numpy(
+                np.bincount(self.dataset.labels, minlength=self.dataset.facts.num_classes)
+            ).double()
         self.trainer = GanTrainer(config, self.dataset.facts, weights, accelerator)
         self.loop = Loop(
             config.run,
@@ -132,7 +134,10 @@ class GanRun:
         settings = self.config.evaluation
         source = settings.reference or default_reference(self.config.data.source)
         reference = dataclasses.replace(
-            self.config.data, source=source, resolution=self.dataset.facts.resolution, channels=self.dataset.facts.channels
+            self.config.data,
+            source=source,
+            resolution=self.dataset.facts.resolution,
+            channels=self.dataset.facts.channels,
         )
         with tqdm(unit="img", desc="scores", leave=False, disable=not self.accelerator.is_main_process) as bar:
             scores = score_generator(
@@ -172,8 +177,8 @@ def choose_extractor(config: GanConfig, say: Callable[[str], None]) -> Extractor
     name = config.evaluation.extractor or default_extractor(config.data.source)
     if name is None:
         say(
-            "no scores at the end: this data has no embedded extractor; train one with train_classifier.py and name its file in "
-            "evaluation.extractor"
+            "no scores at the end: this data has no embedded extractor; train one with train_classifier.py and name "
+            "its file in evaluation.extractor"
         )
         return None
     return load_extractor(name)

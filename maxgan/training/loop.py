@@ -184,6 +184,6 @@ def _check_finite(values: dict[str, float], images_seen: int) -> None:
     for name, value in values.items():
         if not math.isfinite(value):
             raise ValueError(
-                f"{name} became {value} before {images_seen} images: the run stops and its checkpoints stay as they were; "
-                "lower the learning rate or strengthen the regularisation"
+                f"{name} became {value} before {images_seen} images: the run stops and its checkpoints stay as they "
+                "were; lower the learning rate or strengthen the regularisation"
             )

@@ -21,9 +21,7 @@ def plot_curves(
         path: the PNG.
         dpi: dots an inch.
     """
-    filled = {
-        title: [name for name in names if any(name in line for line in lines)] for title, names in panels.items()
-    }
+    filled = {title: [name for name in names if any(name in line for line in lines)] for title, names in panels.items()}
     filled = {title: names for title, names in filled.items() if names}
     figure = Figure(figsize=(4.2 * max(1, len(filled)), 3.2), layout="constrained")
     for axes, (title, names) in zip(

@@ -63,7 +63,9 @@ class RunDirectory:
                     "use its settings, or name another run.directory"
                 )
         elif self.path.exists() and any(entry.name != LOCK for entry in self.path.iterdir()):
-            raise ValueError(f"{self.path} is not empty and holds no run ({CONFIG} is missing): name another run.directory")
+            raise ValueError(
+                f"{self.path} is not empty and holds no run ({CONFIG} is missing): name another run.directory"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.path / LOCK)
         for folder in (self.path, self.path / "samples", self.path / "checkpoints"):
@@ -106,7 +108,10 @@ def _lock(path: Path) -> IO[str] | None:
                 handle.close()
                 raise ValueError(f"process {holder} is training in {path.parent}: wait for it, or stop it") from None
             if second == 0:
-                print(f"process {holder} is still at work in {path.parent}; waiting up to {LOCK_SECONDS} seconds", flush=True)
+                print(
+                    f"process {holder} is still at work in {path.parent}; waiting up to {LOCK_SECONDS} seconds",
+                    flush=True,
+                )
             time.sleep(1)
         except OSError:  # a file system without locks
             return handle

@@ -29,9 +29,7 @@ class Run(Protocol):
         """Write what a run has at its end."""
 
 
-def execute(
-    config: Any, default_name: str, build: Callable[[Path, Accelerator], Run], **options: Any
-) -> int:
+def execute(config: Any, default_name: str, build: Callable[[Path, Accelerator], Run], **options: Any) -> int:
     """Start a run, or go on with it; return the process's exit code.
 
     Args:

@@ -47,7 +47,9 @@ class Replay(nn.Module):
 
 
 def test_real_digits_score_as_real_digits() -> None:
-    scores = score_generator(Replay(), "replay", DataConfig(source="digits"), load_extractor("digits"), Accelerator(cpu=True))
+    scores = score_generator(
+        Replay(), "replay", DataConfig(source="digits"), load_extractor("digits"), Accelerator(cpu=True)
+    )
     assert (scores.num_fakes, scores.num_reals) == (1797, 1797)
     assert scores.metrics["fd_ratio"] < 0.25
     assert scores.metrics["accuracy"] > 0.99
@@ -73,7 +75,7 @@ def test_shares_of_processes_are_the_whole(processes: int, count: int) -> None:
             self.process_index, self.num_processes = rank, processes
 
     shares = [list(share_of(count, Process(rank))) for rank in range(processes)]  # type: ignore[arg-type]
-    assert sum(shares, []) == list(range(count))
+    assert [index for share in shares for index in share] == list(range(count))
 
 
 def test_a_folder_of_reals_against_reals_and_the_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,7 +44,7 @@ def test_parts_run_one_after_another_in_any_order(order: str) -> None:
 
 def test_every_order_gives_another_function() -> None:
     x = torch.randn(2, 8, 4, 4, dtype=torch.float64)
-    parts: dict[str, nn.Module] = dict(zip(("C", "BA", "GA"), noisy(MaxViTBlock(8, 8, 2, "C-BA-GA", head_dim=4)), strict=True))
+    parts = dict(zip(("C", "BA", "GA"), noisy(MaxViTBlock(8, 8, 2, "C-BA-GA", head_dim=4)), strict=True))
     outputs = [nn.Sequential(*(parts[name] for name in order.split("-")))(x) for order in ORDERS]
     for i, a in enumerate(outputs):
         for b in outputs[:i]:

@@ -55,7 +55,7 @@ def official_discriminator(variables: dict[str, np.ndarray]) -> tuple[ResidualDi
         *path, leaf = name.replace("block_", "blocks.").split("/")
         ours = ".".join([*path, "weight" if leaf == "kernel" else leaf])
         # HWIO kernels and (in, out) matrices.
-        weights[ours] = torch.from_numpy(array).permute(*((3, 2, 0, 1) if array.ndim == 4 else reversed(range(array.ndim))))
+        weights[ours] = torch.from_numpy(array.transpose((3, 2, 0, 1) if array.ndim == 4 else None))
         order.append(ours)
     model.load_state_dict(weights)
     return model.to(memory_format=torch.channels_last), order
@@ -104,7 +104,8 @@ def test_penalty_equals_double_backward_image_by_image() -> None:
         return total / len(images)
 
     assert gradient_penalty(model(batch, labels), batch).item() == pytest.approx(penalty(), rel=1e-6)
-    for name in ("from_rgb.weight", "blocks.0.conv2.weight", "blocks.0.skip.weight", "dense.weight", "class_embedding.weight"):
+    for module in ("from_rgb", "blocks.0.conv2", "blocks.0.skip", "dense", "class_embedding"):
+        name = f"{module}.weight"
         weight = model.get_parameter(name).detach().view(-1)
         index = int(ours[name].abs().argmax())
         values = []

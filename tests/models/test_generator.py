@@ -156,7 +156,10 @@ def test_an_image_does_not_depend_on_the_others_in_eval_mode() -> None:
     torch.testing.assert_close(model(z)[1:2], model(z[1:2]), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("settings", [{}, {"norm": "layer", "positions": True}, {"norm_group": 2, "widths": (16, 4, 4), "head_dim": 4}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"norm": "layer", "positions": True}, {"norm_group": 2, "widths": (16, 4, 4), "head_dim": 4}],
+)
 def test_maps_stay_in_channels_last_memory(settings: dict[str, Any]) -> None:
     model = small(16, **settings).to(memory_format=torch.channels_last)
     outputs: dict[str, Tensor] = {}
@@ -181,14 +184,14 @@ def test_labels_and_model_must_agree() -> None:
     ("settings", "message"),
     [
         ({"widths": (64, 64)}, r"generator\.widths \(64, 64\) has 2 entries, but there are 3 stages"),
-        ({"widths": (64, 40, 16)}, r"\(64, 40, 16\) must be multiples of generator\.head_dim 16: change generator\.widths"),
+        ({"widths": (64, 40, 16)}, r"\(64, 40, 16\) must be multiples of generator\.head_dim 16: change .*widths"),
         ({"widths": (64, 0, 16)}, r"must be multiples of generator\.head_dim"),
         ({"width": 40}, r"\(40, 40, 20\) must be multiples of generator\.head_dim 16: change generator\.width or"),
         ({"head_dim": 0}, r"generator\.head_dim must be at least 1, not 0"),
         ({"head_dim": 6, "width": 6}, "a width of 6 can't be pixel-shuffled"),
         ({"depths": (1, 1)}, r"generator\.depths \(1, 1\) has 2 entries, but there are 3 stages"),
         ({"depth": 0}, r"generator\.depths must be at least 1 in every stage"),
-        ({"base_resolution": 2}, r"generator\.base_resolution must be a power of two from 4 to the resolution 16, not 2"),
+        ({"base_resolution": 2}, r"generator\.base_resolution must be a power of two from 4 to .* 16, not 2"),
         ({"base_resolution": 6}, r"generator\.base_resolution must be a power of two .* not 6"),
         ({"base_resolution": 32}, r"generator\.base_resolution .* to the resolution 16, not 32"),
         ({"window_size": 1}, r"generator\.window_size 1 does not fit the 4 x 4 map"),

@@ -32,7 +32,9 @@ from maxgan.training import gan_run
 from maxgan.training.gan import GanTrainer
 from maxgan.training.run import read_metrics, run_directory
 
-GENERATOR = GeneratorConfig(latent_dim=8, width=16, head_dim=8, latent_tokens=4, window_size=4, norm="batch", norm_group=4)
+GENERATOR = GeneratorConfig(
+    latent_dim=8, width=16, head_dim=8, latent_tokens=4, window_size=4, norm="batch", norm_group=4
+)
 TINY = GanConfig(
     generator=GENERATOR,
     discriminator=DiscriminatorConfig(1 / 128, 16),
@@ -224,9 +226,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path: Pa
     assert not (tmp_path / "nan" / "checkpoints").exists()
 
 
-def test_unlabelled_training_and_scores_that_cannot_be_made(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unlabelled_training_and_scores_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     noise = torch.Generator().manual_seed(0)
