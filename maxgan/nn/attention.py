@@ -39,8 +39,8 @@ def relative_bias(table: Tensor) -> Tensor:
         table: `(heads, 2P-1, 2P-1)`, indexed by key position minus query position, plus P - 1.
 
     Returns:
-        `(heads, P*P, P*P)`, query by key. Made of overlapping views and one copy: unlike a gather by index, its
-        gradient is summed in a fixed order, so that training on a CPU is reproducible bit for bit with many threads.
+        `(heads, P*P, P*P)`, query by key. Made of overlapping views and one copy, whose gradient is summed in a fixed
+        order: training on a CPU is reproducible bit for bit with many threads.
     """
     size = (table.shape[-1] + 1) // 2
     windows = table.unfold(1, size, 1).unfold(2, size, 1)  # [h, a, b, ky, kx] = table[h, a + ky, b + kx]
