@@ -10,9 +10,12 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Norm = Literal["batch", "layer"]
+GeluForm = Literal["tanh", "erf"]
+Padding = Literal["same", "symmetric"]
+Shortcut = Literal["pool2", "pool3"]
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,11 @@ class DataConfig:
     labels: bool = True
     """Use the labels, if the source has any (dataset.json, which wins, or class folders); off trains without
     classes."""
-    crop: Literal["center", "random"] = "center"
-    """Which square of the image is kept."""
+    crop: Literal["center", "random", "resized", "whole"] = "center"
+    """What is kept of the image: a central or random square; `resized`, a random rectangle of 8 to 100 % of its area
+    (the Inception crop), and central in evaluation; or the `whole` of it, its sides made equal."""
     crop_fraction: float = 1.0
-    """Side of that square as a fraction of the shorter side, in (0, 1]."""
+    """Side of a central or random square as a fraction of the shorter side, in (0, 1]."""
     flip: bool = False
     """Mirror images left to right at random."""
     on_error: Literal["raise", "skip"] = "raise"
@@ -84,7 +88,7 @@ class GeneratorConfig:
     latent_dim: int = 64
     """Size of the latent vector z."""
     base_resolution: int = 4
-    """Side of the first feature map, a power of two; each further stage doubles it."""
+    """Side of the first feature map, a power of two from 4; each further stage doubles it."""
     width: int = 64
     """Channels of the first stages; the rule is: two stages of `width`, three of half of it, then one halving each two
     stages."""
@@ -94,13 +98,13 @@ class GeneratorConfig:
     """MaxViT blocks in every stage."""
     depths: tuple[int, ...] | None = None
     """MaxViT blocks of each stage, in place of `depth`."""
-    window_size: int = 8
-    """Side of the attention windows and grids, at least 2; a stage with a smaller map takes its map."""
+    window_size: int = 4
+    """Side of the attention windows and grids, a power of two from 2; a stage with a smaller map takes its map."""
     head_dim: int = 16
     """Channels of one attention head."""
     order: str = "GA-BA-C"
     """Parts of a block in their order: C convolution (MBConv), BA block attention, GA grid attention."""
-    norm: Norm = "batch"
+    norm: Norm = "layer"
     """Normalisation: `batch` (ghost batches with norm_group) or `layer`."""
     norm_group: int | None = None
     """Images a batch statistic is taken over (ghost BatchNorm); unset: all that a process holds at once."""
@@ -146,9 +150,24 @@ class BackboneConfig:
     order: str = "C-BA-GA"
     """Parts of a block in their order: C convolution (MBConv), BA block attention, GA grid attention."""
     drop_path: float = 0.0
-    """Stochastic depth of the last block, in [0, 1); block i of n drops its branches at drop_path * i / n."""
+    """Stochastic depth, in [0, 1): block i of n, counted from 0, drops each of its branches at drop_path * i / n."""
+    gelu: GeluForm = "tanh"
+    """Form of GELU: tanh approximation as in the official code, or exact (`erf`) as in torchvision's."""
+    padding: Padding = "same"
+    """Zeros around maps that a 3x3 convolution halves: `same`, none before and one after as in TensorFlow, or
+    `symmetric`, one on each side as in torchvision."""
+    shortcut: Shortcut = "pool2"
+    """Shortcut of a halving block: mean over 2x2, then a 1x1 convolution where the width changes; or `pool3`, mean over
+    3x3 at stride 2, then always a 1x1 convolution, as in torchvision."""
+    checkpointing: bool = False
+    """Keep only each block's input for the backward pass and compute the rest again: less memory, a third more time."""
 
     def __post_init__(self) -> None:
+        for name, choices in (("gelu", GeluForm), ("padding", Padding), ("shortcut", Shortcut)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(
+                    f"backbone.{name} must be {' or '.join(get_args(choices))}, not {getattr(self, name)!r}"
+                )
         if len(self.widths) != len(self.depths):
             raise ValueError(
                 f"backbone.widths {self.widths} and backbone.depths {self.depths} must have the same length"
@@ -184,6 +203,9 @@ class OptimConfig:
     """Learning rate of the generator, and of the discriminator unless discriminator_lr is set."""
     discriminator_lr: float | None = None
     """Learning rate of the discriminator; unset: lr."""
+    final_lr: float | None = 1e-5
+    """Learning rate of the generator at the end, reached on a cosine; the discriminator's falls in the same proportion;
+    unset: both stay constant."""
     beta1: float = 0.0
     """Adam's beta1."""
     beta2: float = 0.99
@@ -192,22 +214,24 @@ class OptimConfig:
     """Adam's epsilon."""
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or (self.discriminator_lr is not None and self.discriminator_lr <= 0):
+        if not self.lr > 0 or (self.discriminator_lr is not None and not self.discriminator_lr > 0):
             raise ValueError(
                 f"optim.lr and optim.discriminator_lr must be above 0, not {self.lr}, {self.discriminator_lr}"
             )
+        if self.final_lr is not None and not 0 <= self.final_lr <= self.lr:
+            raise ValueError(f"optim.final_lr must be from 0 to optim.lr {self.lr}, not {self.final_lr}")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ValueError(f"optim.beta1 and optim.beta2 must be in [0, 1), not {self.beta1}, {self.beta2}")
 
 
 @dataclass(frozen=True)
 class EmaConfig:
-    """Moving average of the generator's weights and BatchNorm statistics: the generator that is sampled and
+    """Moving average of weights and BatchNorm statistics: the generator or classifier that is sampled, measured and
     exported."""
 
     half_life: float = 20_000
-    """Half-life in images seen."""
-    warmup: float = 0.1
+    """Half-life in images seen; 0 for no average."""
+    warmup: float = 0.2
     """Early in training the half-life is at most this fraction of the images seen; 0 switches the warm-up off."""
 
     def __post_init__(self) -> None:
@@ -219,7 +243,7 @@ class EmaConfig:
 class TrainingConfig:
     """Length, batch and arithmetic of a training."""
 
-    images: int = 24_000
+    images: int = 28_800
     """Images seen in the whole training, counted over all processes."""
     batch_size: int = 32
     """Images of one update over all processes and accumulation steps."""
@@ -294,7 +318,7 @@ class GanConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    discriminator: DiscriminatorConfig = field(default_factory=lambda: DiscriminatorConfig(1 / 32, 128))
+    discriminator: DiscriminatorConfig = field(default_factory=lambda: DiscriminatorConfig(3 / 64, 192))
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
@@ -305,14 +329,18 @@ class GanConfig:
 
 @dataclass(frozen=True)
 class ClassifierOptimConfig:
-    """AdamW with linear warm-up and cosine decay."""
+    """AdamW with linear warm-up, then a cosine or a constant rate."""
 
     lr: float = 3e-3
     """Peak learning rate."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """What follows the warm-up: a cosine from lr down to min_lr, or lr to the end."""
     min_lr: float = 1e-5
-    """Learning rate at the end."""
+    """Learning rate at the end of the cosine."""
     warmup: float = 0.1
     """Fraction of the training that the rate rises for, in [0, 1)."""
+    warmup_images: int | None = None
+    """Images that the rate rises for, in place of `warmup`."""
     weight_decay: float = 0.05
     """Decoupled weight decay; not on biases, norms and relative-position tables."""
     label_smoothing: float = 0.1
@@ -327,6 +355,8 @@ class ClassifierOptimConfig:
             raise ValueError(
                 f"optim.warmup and optim.label_smoothing must be in [0, 1), not {self.warmup}, {self.label_smoothing}"
             )
+        if self.warmup_images is not None and self.warmup_images < 0:
+            raise ValueError(f"optim.warmup_images must be 0 or more, or unset, not {self.warmup_images}")
         if self.weight_decay < 0:
             raise ValueError(f"optim.weight_decay must be 0 or more, not {self.weight_decay}")
         if self.gradient_clip is not None and self.gradient_clip <= 0:
@@ -335,14 +365,17 @@ class ClassifierOptimConfig:
 
 @dataclass(frozen=True)
 class AffineConfig:
-    """Random rotation, scale and shift of the training images of a classifier, each uniform; what comes in is black."""
+    """Random rotation, scale and shift of the training images of a classifier, each uniform."""
 
     rotate: float = 10.0
     """Largest angle in degrees, either way."""
     scale: float = 0.1
     """Largest change of size, as a fraction of it, in [0, 1)."""
     shift: float = 0.08
-    """Largest shift along each axis, as a fraction of the side, in [0, 1)."""
+    """Largest shift along each axis, as a fraction of the side, in [0, 1); by whole pixels where there is neither
+    rotation nor scale, so that nothing is blurred."""
+    border: Literal["black", "mirror"] = "black"
+    """What comes in from outside: black, or the image's mirror image."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rotate <= 180:
@@ -352,21 +385,61 @@ class AffineConfig:
 
 
 @dataclass(frozen=True)
+class MixConfig:
+    """RandAugment of each training image of a classifier, then MixUp or CutMix of pairs (all torchvision's, v2)."""
+
+    randaugment_ops: int = 0
+    """Random operations on each image, one after the other (arXiv 1909.13719); 0 for none."""
+    randaugment_magnitude: int = 15
+    """Their strength, from 0 to 30, the strongest."""
+    mixup: float = 0.0
+    """Alpha of MixUp (arXiv 1710.09412): a batch and its partners are blended by a share drawn from Beta(alpha, alpha);
+    0 for none."""
+    cutmix: float = 0.0
+    """Alpha of CutMix (arXiv 1905.04899), the same with rectangles; 0 for none. With both, every update takes one of
+    them at random."""
+
+    def __post_init__(self) -> None:
+        if self.randaugment_ops < 0 or not 0 <= self.randaugment_magnitude <= 30:
+            raise ValueError(
+                "mix.randaugment_ops must be 0 or more and mix.randaugment_magnitude from 0 to 30, not "
+                f"{self.randaugment_ops}, {self.randaugment_magnitude}"
+            )
+        if self.mixup < 0 or self.cutmix < 0:
+            raise ValueError(f"mix.mixup and mix.cutmix must be 0 or more, not {self.mixup}, {self.cutmix}")
+
+
+@dataclass(frozen=True)
 class ClassifierConfig:
     """Train a MaxViT classifier. Without any argument it learns the embedded handwritten digits."""
 
     data: DataConfig = field(default_factory=DataConfig)
     test: str | None = "digits-test"
     """Images to measure accuracy on: `digits-test`, a folder or a zip; unset: none."""
+    test_crop: Literal["center", "whole"] = "center"
+    """What is kept of those: a central square by data.crop_fraction, or the whole image, its sides made equal."""
+    init: str | None = None
+    """Classifier file to start from, such as one trained at a lower resolution; unset: random weights."""
+    evaluate: str | None = None
+    """Classifier file whose accuracy on `test` is printed, in place of a training; no run is made."""
     affine: AffineConfig = field(default_factory=AffineConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     optim: ClassifierOptimConfig = field(default_factory=ClassifierOptimConfig)
+    ema: EmaConfig = field(default_factory=lambda: EmaConfig(half_life=0))
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(images=60_000, batch_size=64))
     run: RunConfig = field(default_factory=lambda: RunConfig(sample_every=0, checkpoint_every=16_000))
 
     def __post_init__(self) -> None:
         if self.run.sample_every:
             raise ValueError(f"a classifier makes no samples: leave run.sample_every at 0, not {self.run.sample_every}")
+        if (self.optim.warmup_images or 0) >= self.training.images:
+            raise ValueError(
+                f"optim.warmup_images {self.optim.warmup_images} must be fewer than training.images "
+                f"{self.training.images}"
+            )
+        if self.evaluate is not None and self.test is None:
+            raise ValueError("evaluate needs images to measure accuracy on: set test")
 
 
 @dataclass(frozen=True)
@@ -435,7 +508,7 @@ class EvaluateConfig:
 
 
 # Sections and fields that don't change what is learned: a run may be continued with other values of these.
-FREE = ("run", "evaluation", "test", "data.workers", "data.on_error")
+FREE = ("run", "evaluation", "test", "test_crop", "evaluate", "data.workers", "data.on_error")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -16,24 +16,59 @@ from maxgan.config import GanConfig, ImageFacts
 from maxgan.data.transforms import to_float
 from maxgan.models import MaxViTGenerator, ResidualDiscriminator
 from maxgan.training.losses import discriminator_loss, generator_loss, gradient_penalty
-from maxgan.training.schedules import ema_decay, lazy_adam
+from maxgan.training.schedules import cosine, ema_decay, lazy_adam
 
 Batch = tuple[Tensor, Tensor]
 DISCRIMINATOR, GENERATOR = 0, 1
 
 
+class DiscriminatorObjective(nn.Module):
+    """The discriminator with its loss, as one module: DistributedDataParallel wants one forward for each backward.
+
+    With a penalty, reals and fakes pass separately, since the second derivative would else be taken, as zeros, through
+    the fakes too: a third of the time of such an update.
+
+    Args:
+        discriminator: images and labels to logits.
+    """
+
+    def __init__(self, discriminator: nn.Module) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+
+    def forward(
+        self, real: Tensor, fake: Tensor, labels: Tensor | None, gamma: float, scale: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and its parts.
+
+        Args:
+            real, fake: images `(N, C, H, W)`.
+            labels: `(N,)`, of the reals and of the fakes alike; None without classes.
+            gamma: weight of R1; 0 leaves it out.
+            scale: see `gradient_penalty`.
+        """
+        values: dict[str, Tensor] = {}
+        if gamma:
+            real = real.detach().requires_grad_()
+            real_logits, fake_logits = self.discriminator(real, labels), self.discriminator(fake, labels)
+            values["r1"] = gradient_penalty(real_logits, real, scale)
+        else:
+            twice = None if labels is None else labels.repeat(2)
+            real_logits, fake_logits = self.discriminator(torch.cat([real, fake]), twice).chunk(2)
+        loss = discriminator_loss(real_logits, fake_logits)
+        values |= {"loss_discriminator": loss, "real_logit": real_logits.mean(), "fake_logit": fake_logits.mean()}
+        return loss + 0.5 * gamma * values["r1"] if gamma else loss, values
+
+
 class GanTrainer:
     """Generator, discriminator, optimisers and moving average, and one update of them all.
 
-    Latents and fake labels of an update are drawn for the whole global batch from (seed, update) alone, and each
-    process takes its
-    slice: they don't depend on the number of processes, and nothing of them need be saved.
+    The latents of an update are drawn for the whole global batch from (seed, update) alone, and each process
+    takes its slice: they don't depend on the number of processes, and nothing of them need be saved.
 
     Args:
         config: the settings.
         facts: of the images.
-        label_weights: `(num_classes,)` relative frequency of the classes, from which fake labels are drawn; None
-            without classes.
         accelerator: places and wraps the networks.
 
     Attributes:
@@ -41,12 +76,9 @@ class GanTrainer:
         images_seen: real images seen so far.
     """
 
-    def __init__(
-        self, config: GanConfig, facts: ImageFacts, label_weights: Tensor | None, accelerator: Accelerator
-    ) -> None:
+    def __init__(self, config: GanConfig, facts: ImageFacts, accelerator: Accelerator) -> None:
         self.config = config
         self.facts = facts
-        self.label_weights = label_weights
         self.accelerator = accelerator
         self.images_seen = 0
         size = (facts.resolution, facts.channels, facts.num_classes)
@@ -62,10 +94,11 @@ class GanTrainer:
         optimizer_g = torch.optim.Adam(generator.parameters(), optim.lr, betas, optim.eps)
         lr, betas = lazy_adam(optim.discriminator_lr or optim.lr, optim.beta1, optim.beta2, config.loss.r1_interval)
         optimizer_d = torch.optim.Adam(discriminator.parameters(), lr, betas, optim.eps)
-        self.generator, self.discriminator, self.optimizer_g, self.optimizer_d = accelerator.prepare(
-            generator, discriminator, optimizer_g, optimizer_d
+        self.start_lr_g, self.start_lr_d = optim.lr, lr
+        self.discriminator = discriminator
+        self.generator, self.objective, self.optimizer_g, self.optimizer_d = accelerator.prepare(
+            generator, DiscriminatorObjective(discriminator), optimizer_g, optimizer_d
         )
-        self.bare_discriminator = accelerator.unwrap_model(self.discriminator)
 
     @property
     def update(self) -> int:
@@ -75,13 +108,16 @@ class GanTrainer:
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         """Update D, then G, then the moving average; take `accumulation` micro-batches from `batches`.
 
+        Fakes take the labels of the reals beside them: they are distributed as the data's, and no difference in the
+        frequency of classes adds noise to the gradients.
+
         Returns:
             Detached scalars of this process's share, on the device.
         """
-        accumulation = self.config.training.accumulation
-        micro = [self._to_device(*next(batches)) for _ in range(accumulation)]
+        self._set_learning_rates()
+        micro = [self._to_device(*next(batches)) for _ in range(self.config.training.accumulation)]
         metrics = self._update_discriminator(micro)
-        metrics |= self._update_generator(len(micro[0][0]))
+        metrics |= self._update_generator(micro)
         self.images_seen += self.config.training.batch_size
         self.ema.update_parameters(self.accelerator.unwrap_model(self.generator))
         return metrics
@@ -94,68 +130,65 @@ class GanTrainer:
         """Take back what `state` gave."""
         self.ema.load_state_dict(tensors)
 
-    def _update_discriminator(self, micro: list[Batch]) -> dict[str, Tensor]:
-        loss_config, parts = self.config.loss, len(micro)
-        penalise = loss_config.r1_gamma > 0 and self.update % loss_config.r1_interval == 0
+    def _update_discriminator(self, micro: list[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
+        config, parts = self.config.loss, len(micro)
+        gamma = config.r1_gamma * config.r1_interval if self.update % config.r1_interval == 0 else 0.0
         metrics: dict[str, Tensor] = {}
         latents = self._latents(DISCRIMINATOR, len(micro[0][0]))
-        for i, ((real, labels), (z, fake_labels)) in enumerate(zip(micro, latents, strict=True)):
+        for i, ((real, labels), z) in enumerate(zip(micro, latents, strict=True)):
             with torch.no_grad():
-                fake = self.generator(z, fake_labels)
-            real.requires_grad_(penalise)
-            # Reals and fakes in one pass: DistributedDataParallel wants one forward for each backward.
-            with self._accumulating(self.discriminator, i + 1 < parts):
-                joined = None if fake_labels is None else torch.cat([labels, fake_labels])
-                real_logits, fake_logits = self.discriminator(torch.cat([real, fake]), joined).chunk(2)
-                loss = discriminator_loss(real_logits, fake_logits)
-                values = {
-                    "loss_discriminator": loss,
-                    "real_logit": real_logits.mean(),
-                    "fake_logit": fake_logits.mean(),
-                }
-                if penalise:
-                    r1 = gradient_penalty(real_logits, real, self._loss_scale())
-                    values["r1"] = r1
-                    loss = loss + 0.5 * loss_config.r1_gamma * loss_config.r1_interval * r1
+                fake = self.generator(z, labels)
+            with self._accumulating(self.objective, i + 1 < parts):
+                loss, values = self.objective(real, fake, labels, gamma, self._loss_scale())
                 self.accelerator.backward(loss / parts)
             _add(metrics, values, parts)
         self.optimizer_d.step()
         self.optimizer_d.zero_grad()
         return metrics
 
-    def _update_generator(self, images: int) -> dict[str, Tensor]:
+    def _update_generator(self, micro: list[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
         metrics: dict[str, Tensor] = {}
-        parts = self.config.training.accumulation
+        parts = len(micro)
         # The gradient passes through D to G and leaves no trace in D.
-        self.bare_discriminator.requires_grad_(False)
-        for i, (z, labels) in enumerate(self._latents(GENERATOR, images)):
+        self.discriminator.requires_grad_(False)
+        latents = self._latents(GENERATOR, len(micro[0][0]))
+        for i, ((_, labels), z) in enumerate(zip(micro, latents, strict=True)):
             with self._accumulating(self.generator, i + 1 < parts):
-                loss = generator_loss(self.bare_discriminator(self.generator(z, labels), labels))
+                fake = self.generator(z, labels)
+                with self.accelerator.autocast():  # what `prepare` wraps is the objective, not D
+                    loss = generator_loss(self.discriminator(fake, labels))
                 self.accelerator.backward(loss / parts)
             _add(metrics, {"loss_generator": loss}, parts)
-        self.bare_discriminator.requires_grad_(True)
+        self.discriminator.requires_grad_(True)
         self.optimizer_g.step()
         self.optimizer_g.zero_grad()
         return metrics
 
-    def _latents(self, phase: int, images: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Yield (z, labels) of this process for every micro-batch of one phase of this update."""
-        training, device = self.config.training, self.accelerator.device
+    def _latents(self, phase: int, images: int) -> Iterator[Tensor]:
+        """Yield the z of this process for every micro-batch of one phase of this update."""
+        training = self.config.training
         entropy = np.random.SeedSequence([training.seed, self.update, phase]).generate_state(1, np.uint64)
         source = torch.Generator().manual_seed(int(entropy[0] >> np.uint64(1)))
         z = torch.randn(training.batch_size, self.config.generator.latent_dim, generator=source)
-        labels = None
-        if self.label_weights is not None:
-            labels = torch.multinomial(self.label_weights, training.batch_size, replacement=True, generator=source)
         first = self.accelerator.process_index * training.accumulation * images
         for i in range(training.accumulation):
-            part = slice(first + i * images, first + (i + 1) * images)
-            yield z[part].to(device, non_blocking=True), None if labels is None else labels[part].to(device)
+            part = z[first + i * images : first + (i + 1) * images]
+            yield part.to(self.accelerator.device, non_blocking=True)
 
-    def _to_device(self, images: Tensor, labels: Tensor) -> Batch:
+    def _set_learning_rates(self) -> None:
+        """Set both optimisers to where the cosine stands; nothing of it need be saved."""
+        optim = self.config.optim
+        if optim.final_lr is None:
+            return
+        factor = cosine(self.images_seen / self.config.training.images, 1.0, optim.final_lr / optim.lr)
+        for optimizer, start in ((self.optimizer_g, self.start_lr_g), (self.optimizer_d, self.start_lr_d)):
+            for group in optimizer.param_groups:
+                group["lr"] = start * factor
+
+    def _to_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         device = self.accelerator.device
         images = to_float(images.to(device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
-        return images, labels.to(device, non_blocking=True)
+        return images, labels.to(device, non_blocking=True) if self.facts.num_classes else None
 
     def _accumulating(self, model: nn.Module, more: bool) -> AbstractContextManager[Any]:
         """Return a context without gradient exchange, if more micro-batches of this update follow."""

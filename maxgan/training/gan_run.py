@@ -55,12 +55,7 @@ class GanRun:
         accelerator.print(self.dataset.describe())
         # Before anything long starts: a score that can't be computed is said now.
         self.extractor = choose_extractor(config, accelerator.print)
-        weights = None
-        if self.dataset.labels is not None:
-            weights = torch.from_numpy(
-                np.bincount(self.dataset.labels, minlength=self.dataset.facts.num_classes)
-            ).double()
-        self.trainer = GanTrainer(config, self.dataset.facts, weights, accelerator)
+        self.trainer = GanTrainer(config, self.dataset.facts, accelerator)
         self.loop = Loop(
             config.run,
             config.training,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 def ema_decay(images_seen: int, batch_size: int, half_life: float, warmup: float) -> float:
     """Return the weight that a moving average keeps of its old value at one update.
@@ -27,3 +29,8 @@ def lazy_adam(lr: float, beta1: float, beta2: float, interval: int) -> tuple[flo
     """
     c = interval / (interval + 1) if interval > 1 else 1.0
     return lr * c, (float(beta1**c), float(beta2**c))
+
+
+def cosine(progress: float, start: float, end: float) -> float:
+    """Return a value that falls from `start` to `end` on half a cosine as progress goes from 0 to 1."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
