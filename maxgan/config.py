@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 Norm = Literal["batch", "layer"]
+LossName = Literal["non_saturating", "relativistic"]
 GeluForm = Literal["tanh", "erf"]
 Padding = Literal["same", "symmetric"]
 Shortcut = Literal["pool2", "pool3"]
@@ -182,17 +183,22 @@ class BackboneConfig:
 class LossConfig:
     """Loss and penalties of the GAN."""
 
-    r1_gamma: float = 2.0
+    name: LossName = "relativistic"
+    """`non_saturating`, the classic of HiT and StyleGAN2, or `relativistic`, which compares pairs of reals and fakes
+    (R3GAN)."""
+    r1_gamma: float = 0.5
     """Weight of R1: the loss gains (r1_gamma / 2) * E|gradient of D at real images|^2; 0 leaves it out."""
-    r1_interval: int = 1
-    """Updates from one R1 step to the next; above 1 (lazy R1) gamma is multiplied by it, and D's lr and betas are
-    adapted."""
+    r2_gamma: float = 0.0
+    """Weight of R2, the same at generated images; 0 leaves it out."""
+    penalty_interval: int = 1
+    """Updates from one with penalties to the next; above 1 (lazy penalties) their weights are multiplied by it, and
+    D's learning rate and betas are adapted."""
 
     def __post_init__(self) -> None:
-        if self.r1_gamma < 0:
-            raise ValueError(f"loss.r1_gamma must be 0 or more, not {self.r1_gamma}")
-        if self.r1_interval < 1:
-            raise ValueError(f"loss.r1_interval must be at least 1, not {self.r1_interval}")
+        if not (self.r1_gamma >= 0 and self.r2_gamma >= 0):
+            raise ValueError(f"loss.r1_gamma and loss.r2_gamma must be 0 or more, not {self.r1_gamma}, {self.r2_gamma}")
+        if self.penalty_interval < 1:
+            raise ValueError(f"loss.penalty_interval must be at least 1, not {self.penalty_interval}")
 
 
 @dataclass(frozen=True)
@@ -243,7 +249,7 @@ class EmaConfig:
 class TrainingConfig:
     """Length, batch and arithmetic of a training."""
 
-    images: int = 28_800
+    images: int = 25_600
     """Images seen in the whole training, counted over all processes."""
     batch_size: int = 32
     """Images of one update over all processes and accumulation steps."""
@@ -508,7 +514,7 @@ class EvaluateConfig:
 
 
 # Sections and fields that don't change what is learned: a run may be continued with other values of these.
-FREE = ("run", "evaluation", "test", "test_crop", "evaluate", "data.workers", "data.on_error")
+FREE = ("run", "evaluation", "test", "test_crop", "evaluate", "data.workers", "data.on_error", "backbone.checkpointing")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

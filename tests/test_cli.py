@@ -114,7 +114,7 @@ def message(capsys: pytest.CaptureFixture[str], *arguments: str, config_class: t
         ("--optim.lr=abc", "optim.lr must be a number, not abc"),
         ("--training.images=3.5", "training.images must be a whole number, not 3.5"),
         ("--data.flip=maybe", "data.flip must be true or false, not maybe"),
-        ("--data.crop=left", "data.crop must be center or random, not left"),
+        ("--data.crop=left", "data.crop must be center or random or resized or whole, not left"),
         ("--data.resolution=big", "data.resolution must be a whole number or null, not big"),
         ("--generator.widths=8", "generator.widths must be a list of whole numbers like [64, 32] or null, not 8"),
         ("--optim=fast", "optim is a group of settings and can't be 'fast': set its fields, --help lists them"),

@@ -43,7 +43,7 @@ def test_two_processes_train_sample_and_evaluate(tmp_path: Path) -> None:
     run([*LAUNCH, *train, "--run.directory=one"], tmp_path)
     # Latents, labels and data of an update don't depend on the number of processes; sums do, in their last bits.
     one, two = (read_metrics(tmp_path / name / "metrics.jsonl")[0] for name in ("one", "two"))
-    for name in ("loss_discriminator", "loss_generator", "r1", "real_logit", "fake_logit"):
+    for name in ("loss_discriminator", "loss_generator", "r1", "r2", "real_logit", "fake_logit"):
         assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-4), name
 
     model = "--model=two/generator.safetensors"

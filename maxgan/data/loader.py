@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import lru_cache
@@ -25,6 +25,7 @@ from maxgan.data.sources import ImageSource, open_source
 from maxgan.data.transforms import cut, set_channels, to_array
 
 Batch = tuple[Tensor, Tensor]
+Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 MEMORY_BUDGET = 1 << 30
 """Bytes of decoded pixels that each training process may keep."""
 _ORDER, _CHANGES = 0, 1  # what random numbers are for, so that no two uses share a stream
@@ -36,13 +37,15 @@ class ImageDataset:
     Args:
         config: where the images are and how they are cut.
         memory: the most bytes of pixels to keep; random crops need the originals and keep none.
+        augment: changes an image uint8 `(C, H, W)` of the training stream, after its crop and flip.
 
     Raises ValueError where the source can't be used (see `open_source`), or where its images are not all square and of
     one size while data.resolution is unset.
     """
 
-    def __init__(self, config: DataConfig, memory: int = MEMORY_BUDGET) -> None:
+    def __init__(self, config: DataConfig, memory: int = MEMORY_BUDGET, augment: Augment | None = None) -> None:
         self.config = config
+        self.augment = augment
         self.source: ImageSource = open_source(config.source, config.labels, config.on_error)
         self.labels = self.source.labels
         self.facts = ImageFacts(
@@ -51,7 +54,7 @@ class ImageDataset:
             num_classes=len(self.source.class_names),
         )
         shape = (len(self), self.facts.channels, self.facts.resolution, self.facts.resolution)
-        self.in_memory = config.crop == "center" and int(np.prod(shape)) <= memory
+        self.in_memory = config.crop in ("center", "whole") and int(np.prod(shape)) <= memory
         self._pixels = np.empty(shape if self.in_memory else 0, dtype=np.uint8)
         self._decoded = np.zeros(len(self), dtype=bool)
 
@@ -65,7 +68,8 @@ class ImageDataset:
         return f"{self.source.describe()}; used as {facts.resolution} x {facts.resolution} x {facts.channels}{kept}"
 
     def read(self, index: int, rng: np.random.Generator | None = None) -> np.ndarray:
-        """One image, uint8 `(C, H, W)`: central crop and no flip, or with `rng` cropped and flipped as the config says.
+        """One image, uint8 `(C, H, W)`: central crop (or the whole) and no flip, or with `rng` cropped, flipped and
+        augmented as in training.
 
         Raises ValueError naming a file that can't be read.
         """
@@ -78,6 +82,8 @@ class ImageDataset:
             pixels = self._pixels[index]
         if rng is not None and self.config.flip and rng.random() < 0.5:
             pixels = pixels[:, :, ::-1]
+        if rng is not None and self.augment is not None:
+            return self.augment(pixels.copy(), rng)
         return pixels.copy()
 
     def preload(self, threads: int) -> None:
@@ -222,7 +228,7 @@ def _batches(stream: _Stream, positions: Iterator[range], workers: int) -> Itera
 
 
 def evaluation_batches(dataset: ImageDataset, batch_size: int, indices: Sequence[int]) -> Iterator[Batch]:
-    """The images of `indices` in that order, cut centrally and not flipped: batches as in training, the last smaller.
+    """The images of `indices` in that order, not cut at random nor changed: batches as in training, the last smaller.
 
     Decodes with as many threads as the data has workers.
     """

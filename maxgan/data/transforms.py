@@ -5,6 +5,7 @@ Nothing else in maxgan converts between uint8 and float.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -64,11 +65,11 @@ def set_channels(image: Image.Image, channels: int) -> Image.Image:
 def cut(
     image: Image.Image,
     resolution: int,
-    crop: Literal["center", "random"] = "center",
+    crop: Literal["center", "random", "resized", "whole"] = "center",
     crop_fraction: float = 1.0,
     rng: np.random.Generator | None = None,
 ) -> Image.Image:
-    """Cut a square out of a picture and resize it to `resolution` pixels a side.
+    """Cut a square or rectangle out of a picture and resize it to `resolution` pixels a side.
 
     The filter is PIL's bicubic in both directions. It widens with the scale when shrinking, so it is antialiased; HiT's
     and clean-fid's references are made with such a filter, and Lanczos would ring more at hard edges. Pictures
@@ -77,12 +78,17 @@ def cut(
     Args:
         image: mode L, LA, RGB or RGBA.
         resolution: side of the result in pixels.
-        crop: `center`, or `random`: uniform over all places; needs `rng`, and without it is central.
+        crop: `center`; `random`: uniform over all places; `resized`: see `resized_box`; or `whole`: all, whatever its
+            shape. The random ones need `rng`, and without it are central.
         crop_fraction: side of the square as a fraction of the shorter side, in (0, 1].
         rng: gives the place of a random crop; drawn from in no other case.
     """
     assert image.mode in MODES.values(), image.mode
     width, height = image.size
+    if crop == "whole":
+        return image.resize((resolution, resolution), Image.Resampling.BICUBIC)
+    if crop == "resized" and rng is not None:
+        return image.crop(resized_box(width, height, rng)).resize((resolution, resolution), Image.Resampling.BICUBIC)
     side = max(1, round(crop_fraction * min(width, height)))
     if crop == "random" and rng is not None:
         left, top = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
@@ -91,6 +97,24 @@ def cut(
     if side != width or side != height:
         image = image.crop((left, top, left + side, top + side))
     return image.resize((resolution, resolution), Image.Resampling.BICUBIC)
+
+
+def resized_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Draw (left, top, right, bottom) of the Inception crop (arXiv 1409.4842, as torchvision's RandomResizedCrop).
+
+    Its area is uniform in 8 to 100 % of the picture's, the logarithm of its width / height uniform between those of 3/4
+    and 4/3. Where ten draws don't fit in the picture, it is the largest central box with the nearest of those ratios.
+    """
+    for _ in range(10):
+        area = width * height * rng.uniform(0.08, 1)
+        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
 
 
 def to_array(image: Image.Image) -> np.ndarray:

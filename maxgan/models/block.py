@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from maxgan.config import GeluForm, Padding, Shortcut
 from maxgan.nn.attention import FeedForward, RelativeAttention, to_map, to_tokens
 from maxgan.nn.mbconv import MBConv
 from maxgan.nn.norm import make_norm
@@ -43,16 +44,23 @@ class AttentionLayer(nn.Module):
         norm: name of the norm.
         norm_group: images per batch statistic.
         drop_path: stochastic depth of each of the two branches.
+        gelu: form of GELU.
     """
 
     def __init__(
-        self, channels: int, mixer: nn.Module, norm: str, norm_group: int | None = None, drop_path: float = 0.0
+        self,
+        channels: int,
+        mixer: nn.Module,
+        norm: str,
+        norm_group: int | None = None,
+        drop_path: float = 0.0,
+        gelu: GeluForm = "tanh",
     ) -> None:
         super().__init__()
         self.norm = make_norm(norm, channels, norm_group)
         self.attention = mixer
         self.ffn_norm = make_norm(norm, channels, norm_group)
-        self.ffn = FeedForward(channels)
+        self.ffn = FeedForward(channels, gelu=gelu)
         self.drop_path = StochasticDepth(drop_path, "row")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,7 +85,9 @@ class MaxViTBlock(nn.Sequential):
         conv_norm: norm inside MBConv.
         attention_norm: norm of the attention layers.
         norm_group: images per batch statistic.
-        drop_path: stochastic depth of each residual branch.
+        drop_path: stochastic depth of each residual branch, MBConv's included.
+        gelu: form of GELU.
+        padding, shortcut: see MBConv.
     """
 
     def __init__(
@@ -92,6 +102,9 @@ class MaxViTBlock(nn.Sequential):
         attention_norm: str = "layer",
         norm_group: int | None = None,
         drop_path: float = 0.0,
+        gelu: GeluForm = "tanh",
+        padding: Padding = "same",
+        shortcut: Shortcut = "pool2",
     ) -> None:
         parts = parse_order(order)
         if (stride != 1 or inputs != outputs) and parts[0] != CONVOLUTION:
@@ -99,11 +112,22 @@ class MaxViTBlock(nn.Sequential):
         layers: list[nn.Module] = []
         for part in parts:
             if part == CONVOLUTION:
+                group = norm_group if conv_norm == "batch" else None
                 layers.append(
-                    MBConv(inputs, outputs, stride, conv_norm, norm_group if conv_norm == "batch" else None, drop_path)
+                    MBConv(
+                        inputs,
+                        outputs,
+                        stride,
+                        conv_norm,
+                        group,
+                        drop_path,
+                        gelu=gelu,
+                        padding=padding,
+                        shortcut=shortcut,
+                    )
                 )
             else:
                 group = norm_group if attention_norm == "batch" else None
                 mixer = MIXERS[part](outputs, size, head_dim)
-                layers.append(AttentionLayer(outputs, mixer, attention_norm, group, drop_path))
+                layers.append(AttentionLayer(outputs, mixer, attention_norm, group, drop_path, gelu))
         super().__init__(*layers)

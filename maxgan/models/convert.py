@@ -1,126 +1,294 @@
-"""Weights of other implementations for our networks."""
+"""Weights from elsewhere for our backbone, and the command that turns their checkpoint files into ours.
+
+    python -m maxgan.models.convert SOURCE DEST --format timm --size tiny --resolution 224
+
+Every function here is strict, and leaves the model unchanged when it raises. Tables of relative positions of another
+window, so weights of another resolution, are resized as the official code does.
+
+What a port does otherwise than the official code is a setting of the backbone where it changes the function (`FORMATS`
+says which), and is otherwise folded into the weights: torchvision's logit scale C^-0.5 becomes part of the query's
+weights, its missing biases become zeros, its table of relative positions is turned round. What matters in training
+alone stays ours: timm's BatchNorm momentum of 0.1, and the ports' stochastic depth, linspace(0, rate, n).
+
+Not converted: timm's maxvit_*_rw_* and maxvit_rmlp_*, another network. Their stem has two widths, their MBConv expands
+its input's width with SiLU, BatchNorm and LayerNorm have other epsilons, the last norm comes before pooling, and most
+have no hidden layer in the head: five more settings that serve nothing else.
+
+Weights expect images normalised as in their training. Our networks take [-1, 1], as do the official and timm's weights
+at 384 and 512 px and those of ImageNet-21K; the official and timm's of ImageNet-1K at 224 px, and torchvision's, were
+trained with ImageNet's mean and deviation.
+
+Official checkpoints are TensorFlow's own format, for which there is no maintained reader without TensorFlow. With it,
+
+    python -c "import sys, numpy, tensorflow as tf; r = tf.train.load_checkpoint(sys.argv[1]); numpy.savez(sys.argv[2],
+    **{n: r.get_tensor(n) for n in r.get_variable_to_shape_map()})" CHECKPOINT weights.npz
+
+writes a file that the command takes as `--format tensorflow`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import argparse
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from maxgan.models.backbone import MaxViT
+from maxgan.cli import fail
+from maxgan.models import names
+from maxgan.models.backbone import SIZES, MaxViT
+from maxgan.models.names import Entry
+from maxgan.models.network import export_model
+from maxgan.nn.attention import resize_relative_bias
 
-Array = np.ndarray
-OFFICIAL_ORDER = "C-BA-GA"
+Source = nn.Module | Mapping[str, Any] | str | Path
+
+READ_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    EOFError,
+    SafetensorError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
+OFFICIAL = {"order": "C-BA-GA", "gelu": "tanh", "padding": "same", "shortcut": "pool2"}
 
 
-def from_tensorflow(model: MaxViT, arrays: Mapping[str, Array]) -> None:
+class Format(NamedTuple):
+    """One implementation: the settings with which our backbone computes the same, and how its weights are called.
+
+    Attributes:
+        settings: fields of BackboneConfig.
+        clean: drops from its tensors what is no weight, and brings the names to those of `entries`.
+        entries: lists (our name, their names, change of layout) for every weight of a model of ours.
+    """
+
+    settings: dict[str, Any]
+    clean: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    entries: Callable[[MaxViT], list[Entry]]
+
+
+FORMATS = {
+    "tensorflow": Format(OFFICIAL, names.clean_tensorflow, names.tensorflow),
+    "timm": Format(OFFICIAL, dict, names.timm),
+    "torchvision": Format(
+        {"order": "C-BA-GA", "gelu": "erf", "padding": "symmetric", "shortcut": "pool3"},
+        names.clean_torchvision,
+        names.torchvision,
+    ),
+}
+
+
+def from_tensorflow(model: MaxViT, source: Source) -> None:
     """Fill a backbone with the variables of the official MaxViT (google-research/maxvit).
 
     Args:
-        model: of the same widths, depths, window and classes, with blocks in the order C-BA-GA.
-        arrays: the variables by their names below the model's scope, such as `block_00_00/attention/q/weight`, in
-            TensorFlow's
-            layout: kernels (H, W, in, out), depthwise (H, W, C, 1), dense (in, out), q, k, v (C, heads, d), o (heads,
-                d, C).
+        model: of the same widths, depths and classes, at any resolution that its windows fit.
+        source: arrays, or a file of them (`read_weights`), by the official names such as
+            `block_00_00/attention/q/weight`, below any scope, in TensorFlow's layout: kernels (H, W, in, out),
+            depthwise (H, W, C, 1), dense (in, out), q, k, v (C, heads, d), o (heads, d, C). Of a training's checkpoint,
+            which has moving averages of all variables, these are taken and nothing else, as the official evaluation
+            does.
 
     Raises:
-        ValueError: if a variable is missing, left over, or of another shape, or the blocks have another order. The
-            model is then unchanged.
+        ValueError: if a variable is missing, left over or of another shape, or the model has settings with which it
+            would compute something else.
     """
-    if model.config.order != OFFICIAL_ORDER:
-        raise ValueError(f"official weights are for blocks in the order {OFFICIAL_ORDER}, not {model.config.order}")
-    entries = list(_entries(model))
-    known = {name for _, names, _ in entries for name in names}
-    problems = [f"{name} is missing" for name in sorted(known - arrays.keys())]
-    problems += [f"{name} is left over" for name in sorted(arrays.keys() - known)]
+    _fill(model, "tensorflow", source)
+
+
+def from_timm(model: MaxViT, source: Source) -> None:
+    """Fill a backbone with the weights of timm's `maxvit_*_tf_*`.
+
+    Args:
+        model: as for from_tensorflow.
+        source: timm's model, its state dict, or a file of that.
+
+    Raises:
+        ValueError: as from_tensorflow.
+    """
+    _fill(model, "timm", source)
+
+
+def from_torchvision(model: MaxViT, source: Source) -> None:
+    """Fill a backbone with the weights of torchvision's `maxvit_t`.
+
+    Args:
+        model: as for from_tensorflow, with the settings `FORMATS["torchvision"].settings`.
+        source: torchvision's model, its state dict, or a file of that.
+
+    Raises:
+        ValueError: as from_tensorflow.
+    """
+    _fill(model, "torchvision", source)
+
+
+def load_resized(model: MaxViT, state_dict: Mapping[str, Tensor]) -> None:
+    """Fill a backbone with the weights of ours of another resolution, its tables of relative positions resized.
+
+    Args:
+        model: the same but for its resolution and window.
+        state_dict: the weights, by our names.
+
+    Raises:
+        ValueError: if a weight is missing, left over, or of another shape. The model is then unchanged.
+    """
+    _assign(model, Format({}, dict, names.ours), state_dict, "these weights")
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Return the tensors of a .npz, .safetensors, .pth, .pt or .bin file by name; nothing is unpickled but tensors.
+
+    Of a torch file that holds them under `state_dict` or `model`, that part is taken.
+
+    Raises:
+        ValueError: if there is no such file, it has another suffix, is damaged, or holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no weight file {path}")
+    try:
+        if path.suffix == ".npz":
+            # np.load itself leaves a damaged file open.
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+                return _as_tensors({name: file[name] for name in file.files})
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if path.suffix in (".pth", ".pt", ".bin"):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            for key in ("state_dict", "model"):
+                if isinstance(content, dict) and isinstance(content.get(key), dict):
+                    content = content[key]
+            return _as_tensors(content)
+    except READ_ERRORS as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} holds no weights that can be read ({reason}): fetch or export it again") from error
+    raise ValueError(f"{path} must be a .npz, .safetensors, .pth, .pt or .bin file of named tensors")
+
+
+def convert_file(path: str | Path, form: str, size: str, resolution: int = 224) -> MaxViT:
+    """Return the backbone of a checkpoint file, in eval mode; it has the weights' number of classes and channels.
+
+    Args:
+        path: see read_weights.
+        form: `tensorflow`, `timm` or `torchvision`.
+        size: see MaxViT.from_name.
+        resolution: may differ from that of the weights.
+
+    Raises:
+        ValueError: as read_weights, MaxViT and from_tensorflow.
+    """
+    if form not in FORMATS:
+        raise ValueError(f"the format must be one of {', '.join(FORMATS)}, not {form!r}")
+    settings, clean, entries = FORMATS[form]
+    tensors = clean(read_weights(path))
+    with torch.device("meta"):
+        sketch = MaxViT.from_name(size, resolution, **settings)
+    classes, channels = sketch.num_classes, sketch.channels
+    # What is missing or has another shape stays as it is here, for `_assign` to list.
+    for ours, theirs, layout in entries(sketch):
+        if ours == "head.logits.weight" and theirs[0] in tensors and tensors[theirs[0]].dim() == 2:
+            classes = len(layout(tensors[theirs[0]]))
+        if ours == "stem.conv1.weight" and theirs[0] in tensors and tensors[theirs[0]].dim() == 4:
+            channels = layout(tensors[theirs[0]]).shape[1]
+    model = MaxViT.from_name(size, resolution, classes, channels, **settings)
+    _assign(model, FORMATS[form], tensors, f"the weights of {path}")
+    return model.eval()
+
+
+def _fill(model: MaxViT, form: str, source: Source) -> None:
+    if isinstance(source, nn.Module):
+        tensors = source.state_dict()
+    else:
+        tensors = read_weights(source) if isinstance(source, str | Path) else _as_tensors(source)
+    origin = f"the weights of {source}" if isinstance(source, str | Path) else "the weights"
+    _assign(model, FORMATS[form], FORMATS[form].clean(tensors), origin)
+
+
+def _as_tensors(content: Any) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"a {type(content).__name__} in place of named tensors")
+    try:
+        return {str(name): torch.as_tensor(value) for name, value in content.items()}
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError("something else than tensors among them") from None
+
+
+def _assign(model: MaxViT, form: Format, tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Load `tensors` into `model`, all or none; or raise ValueError, which calls them `origin`."""
+    if any(getattr(model.config, name) != value for name, value in form.settings.items()):
+        needed = ", ".join(f"{name}={value!r}" for name, value in form.settings.items())
+        found = ", ".join(f"{name}={getattr(model.config, name)!r}" for name in form.settings)
+        raise ValueError(f"{origin} need a model with {needed}, not {found}: build it with those")
+    entries = form.entries(model)
+    known = {name for _, theirs, _ in entries for name in theirs}
+    if not known & tensors.keys():
+        first = repr(next(iter(tensors))) if tensors else "nothing"
+        raise ValueError(f"{origin} have no name like {sorted(known)[0]!r}, but {first}: check the format")
+    problems = [f"{name} is missing" for name in sorted(known - tensors.keys())]
+    problems += [f"{name} is left over" for name in sorted(tensors.keys() - known)]
     wanted = model.state_dict()
     weights: dict[str, Tensor] = {}
-    for ours, names, layout in entries:
-        if all(name in arrays for name in names):
-            # Variables that make up one of ours (q, k, v) are stacked along its outputs.
-            weights[ours] = torch.from_numpy(np.concatenate([layout(np.asarray(arrays[name])) for name in names]))
-            if weights[ours].shape != wanted[ours].shape:
-                shapes = f"{tuple(weights[ours].shape)} in place of {tuple(wanted[ours].shape)}"
-                problems.append(f"{', '.join(names)} give {ours} the shape {shapes}")
+    for ours, theirs, layout in entries:
+        if any(name not in tensors for name in theirs):
+            continue
+        shape = wanted[ours].shape
+        try:
+            weight = layout(*(tensors[name] for name in theirs)) if theirs else torch.zeros(shape)
+            if ours.endswith("relative_bias") and weight.shape[1] % 2 and weight.shape[1] == weight.shape[2]:
+                weight = resize_relative_bias(weight, (shape[-1] + 1) // 2)
+        except (RuntimeError, IndexError):
+            problems.append(f"{', '.join(theirs)} can't be brought to the shape {tuple(shape)} of {ours}")
+            continue
+        if ours == "head.logits.weight" and weight.dim() == 2 and len(weight) != shape[0]:
+            raise ValueError(
+                f"{origin} have {len(weight)} classes, the model {shape[0]}: build it with "
+                f"num_classes={len(weight)}, and then call reset_head({shape[0]})"
+            )
+        if weight.shape != shape:
+            subject = f"{', '.join(theirs)} as {ours}" if theirs != (ours,) else ours
+            problems.append(f"{subject} has the shape {tuple(weight.shape)} in place of {tuple(shape)}")
+        weights[ours] = weight
     if problems:
-        raise ValueError(f"these weights don't fit the model: {'; '.join(problems)}")
+        raise ValueError(f"{origin} don't fit the model: {'; '.join(problems)}")
     # What TensorFlow has no variable for (BatchNorm's count of batches) stays.
     model.load_state_dict({**wanted, **weights})
 
 
-Entry = tuple[str, tuple[str, ...], Callable[[Array], Array]]
+def main(argv: Sequence[str] | None = None) -> None:
+    """Convert one file as the command line says; a user's mistake ends in one sentence."""
+    lines = (__doc__ or "").split("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m maxgan.models.convert",
+        description="Convert a MaxViT checkpoint to one file of maxgan.",
+        epilog="\n\n".join(lines[-4:]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", help="file of named tensors: .npz, .safetensors, .pth, .pt or .bin")
+    parser.add_argument("dest", help="file to write, .safetensors")
+    parser.add_argument("--format", required=True, choices=FORMATS, help="whose weights they are")
+    parser.add_argument("--size", required=True, choices=SIZES, help="size of the model")
+    parser.add_argument("--resolution", type=int, default=224, help="side of the images; tables are resized to it")
+    arguments = parser.parse_args(argv)
+    try:
+        if Path(arguments.dest).suffix != ".safetensors":
+            raise ValueError(f"the file to write must end in .safetensors, not {arguments.dest}")
+        model = convert_file(arguments.source, arguments.format, arguments.size, arguments.resolution)
+        export_model(model, arguments.dest, {"source": f"{Path(arguments.source).name} ({arguments.format})"})
+    except (ValueError, OSError) as error:
+        fail(str(error), code=1)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{arguments.dest}: {parameters:,} parameters, {model.num_classes} classes, {model.resolution} px")
 
 
-def _entries(model: MaxViT) -> Iterator[Entry]:
-    """Yield (our name, names of the variables it is made of, change of layout) for every weight of `model`."""
-    yield from _affine("stem.conv1", "conv_0", "kernel", _convolution)
-    yield from _batch_norm("stem.norm", "norm_0")
-    yield from _affine("stem.conv2", "conv_1", "kernel", _convolution)
-    for s, depth in enumerate(model.config.depths):
-        for b in range(depth):
-            convolution, *attentions = (f"stages.{s}.{b}.{part}" for part in range(3))
-            official = f"block_{s:02d}_{b:02d}"
-            has_shortcut = f"{convolution}.shortcut.weight" in model.state_dict()
-            yield from _mbconv(convolution, f"{official}/mbconv", has_shortcut)
-            for ours, suffix in zip(attentions, ("", "_1"), strict=True):
-                yield from _attention_layer(ours, official, suffix)
-    yield from _norm("head.norm", "final_layer_norm")
-    yield from _affine("head.dense", "inner_dense", "weight", np.transpose)
-    yield from _affine("head.logits", "logit_dense", "weight", np.transpose)
-
-
-def _mbconv(ours: str, official: str, has_shortcut: bool) -> Iterator[Entry]:
-    if has_shortcut:
-        yield from _affine(f"{ours}.shortcut", f"{official}/shortcut_conv", "kernel", _convolution)
-    for part in ("pre", "expand", "depthwise"):
-        yield from _batch_norm(f"{ours}.{part}_norm", f"{official}/{part}_norm")
-    yield f"{ours}.expand.weight", (f"{official}/expand_conv/kernel",), _convolution
-    yield f"{ours}.depthwise.weight", (f"{official}/depthwise_conv/depthwise_kernel",), _depthwise
-    for part in ("reduce", "expand"):
-        yield from _affine(f"{ours}.se.{part}", f"{official}/se/{part}_conv2d", "kernel", _convolution)
-    yield from _affine(f"{ours}.project", f"{official}/shrink_conv", "kernel", _convolution)
-
-
-def _attention_layer(ours: str, official: str, suffix: str) -> Iterator[Entry]:
-    attention = f"{official}/attention{suffix}"
-    yield from _norm(f"{ours}.norm", f"{official}/attn_layer_norm{suffix}")
-    yield f"{ours}.attention.qkv.weight", tuple(f"{attention}/{part}/weight" for part in "qkv"), _split_heads
-    yield f"{ours}.attention.qkv.bias", tuple(f"{attention}/{part}/bias" for part in "qkv"), np.ravel
-    yield from _affine(f"{ours}.attention.out", f"{attention}/o", "weight", _join_heads)
-    yield f"{ours}.attention.relative_bias", (f"{attention}/relative_bias",), np.asarray
-    yield from _norm(f"{ours}.ffn_norm", f"{official}/ffn_layer_norm{suffix}")
-    yield from _affine(f"{ours}.ffn.0", f"{official}/ffn{suffix}/expand_dense", "weight", np.transpose)
-    yield from _affine(f"{ours}.ffn.2", f"{official}/ffn{suffix}/shrink_dense", "weight", np.transpose)
-
-
-def _affine(ours: str, official: str, kernel: str, layout: Callable[[Array], Array]) -> Iterator[Entry]:
-    yield f"{ours}.weight", (f"{official}/{kernel}",), layout
-    yield f"{ours}.bias", (f"{official}/bias",), np.asarray
-
-
-def _norm(ours: str, official: str) -> Iterator[Entry]:
-    yield f"{ours}.weight", (f"{official}/gamma",), np.asarray
-    yield f"{ours}.bias", (f"{official}/beta",), np.asarray
-
-
-def _batch_norm(ours: str, official: str) -> Iterator[Entry]:
-    yield from _norm(ours, official)
-    yield f"{ours}.running_mean", (f"{official}/moving_mean",), np.asarray
-    yield f"{ours}.running_var", (f"{official}/moving_variance",), np.asarray
-
-
-def _convolution(kernel: Array) -> Array:
-    return kernel.transpose(3, 2, 0, 1)
-
-
-def _depthwise(kernel: Array) -> Array:
-    return kernel.transpose(2, 3, 0, 1)
-
-
-def _split_heads(weight: Array) -> Array:
-    return weight.reshape(len(weight), -1).T
-
-
-def _join_heads(weight: Array) -> Array:
-    return weight.reshape(-1, weight.shape[-1]).T
+if __name__ == "__main__":
+    main()

@@ -20,9 +20,9 @@ from maxgan.nn.resample import PixelShuffleUp
 def stage_widths(config: GeneratorConfig, stages: int) -> tuple[int, ...]:
     """Return the channels of each of `stages` stages, at most nine.
 
-    The rule: two stages of `width`, three of width / 2, then one halving each two stages, but never less than one head.
-        With
-    width 256 and a first map of 8 it gives (256, 256, 128, 128, 128) at 128 px, the 18.6M parameters of the paper.
+    The rule: two stages of `width`, three of width / 2, then one halving each two stages, but never less than one
+    head. With width 256 and a first map of 8 it gives (256, 256, 128, 128, 128) at 128 px, the 18.6M parameters of the
+    paper.
 
     Raises:
         ValueError: if `widths` has another length, or a width is no multiple of head_dim.
@@ -122,10 +122,9 @@ class MaxViTGenerator(Network):
     classes, a learned class embedding joins z.
 
     The paper leaves open, and we decided: widths and number of blocks (the rule of `stage_widths`, which meets the
-        printed 18.6M
-    parameters at 128 px with two blocks a stage, z of 256, heads of 32 and a first map of 8), cross-attention with a
-    norm before it and without an MLP, a learned position on the latent tokens, and norm followed by a 1x1 convolution
-    as the step to RGB, as in HiT.
+    printed 18.6M parameters at 128 px with two blocks a stage, z of 256, heads of 32 and a first map of 8),
+    cross-attention with a norm before it and without an MLP, a learned position on the latent tokens, and norm followed
+    by a 1x1 convolution as the step to RGB, as in HiT.
 
     Args:
         resolution: side of the images, a power of two from 8 to 1024.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maxgan.config import GeluForm
+from maxgan.nn.activation import make_gelu
 from maxgan.nn.partition import Axis, merge, split
 
 
@@ -45,6 +48,18 @@ def relative_bias(table: Tensor) -> Tensor:
     size = (table.shape[-1] + 1) // 2
     windows = table.unfold(1, size, 1).unfold(2, size, 1)  # [h, a, b, ky, kx] = table[h, a + ky, b + kx]
     return windows.flip(1, 2).reshape(table.shape[0], size * size, size * size)
+
+
+def resize_relative_bias(table: Tensor, size: int) -> Tensor:
+    """Resize a table of relative positions `(heads, 2Q-1, 2Q-1)` to windows of side `size`: `(heads, 2P-1, 2P-1)`.
+
+    Bilinear with half-pixel centres and no antialiasing, as the official MaxViT does for fine-tuning at another
+    resolution (`scale_ratio`, tf.image.resize).
+    """
+    side = 2 * size - 1
+    if table.shape[1:] == (side, side):
+        return table
+    return F.interpolate(table[None], (side, side), mode="bilinear", align_corners=False)[0]
 
 
 class RelativeAttention(nn.Module):
@@ -111,12 +126,12 @@ class CrossAttention(nn.Module):
 
 
 class FeedForward(nn.Sequential):
-    """Linear to `expansion` times the channels, tanh GELU, Linear back; on `(..., C)`."""
+    """Linear to `expansion` times the channels, GELU, Linear back; on `(..., C)`."""
 
-    def __init__(self, channels: int, expansion: int = 4) -> None:
+    def __init__(self, channels: int, expansion: int = 4, gelu: GeluForm = "tanh") -> None:
         super().__init__(
             nn.Linear(channels, expansion * channels),
-            nn.GELU(approximate="tanh"),
+            make_gelu(gelu),
             nn.Linear(expansion * channels, channels),
         )
 

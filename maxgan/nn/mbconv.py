@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from maxgan.config import GeluForm, Padding, Shortcut
+from maxgan.nn.activation import make_gelu
 from maxgan.nn.norm import make_norm
 
 
@@ -30,6 +32,21 @@ class SameConv2d(nn.Conv2d):
         return super().forward(x if self.symmetric else same_padding(x, self.kernel_size[0], self.stride[0]))
 
 
+def padded_conv(
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int = 1,
+    groups: int = 1,
+    bias: bool = True,
+    padding: Padding = "same",
+) -> nn.Conv2d:
+    """Return a convolution of odd `kernel`: `same` pads as TensorFlow does, `symmetric` kernel // 2 on every side."""
+    if padding == "same":
+        return SameConv2d(inputs, outputs, kernel, stride, groups, bias)
+    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=bias)
+
+
 class SqueezeExcitation(nn.Module):
     """Scale channels by sigmoid(W2 SiLU(W1 mean(x))) (arXiv 1709.01507), on `(N, C, H, W)`."""
 
@@ -49,12 +66,16 @@ class MBConv(nn.Module):
     Args:
         inputs: input channels.
         outputs: output channels.
-        stride: 1, or 2 to halve the map (in the depthwise convolution; the shortcut is mean-pooled 2 x 2).
+        stride: 1, or 2 to halve the map (in the depthwise convolution; the shortcut is mean-pooled).
         norm: name of the norm.
         norm_group: images per batch statistic.
         drop_path: stochastic depth of the residual branch.
         expansion: hidden channels as a multiple of `outputs`.
         se_ratio: hidden channels of SE as a fraction of `outputs`.
+        gelu: form of GELU.
+        padding: padding of the depthwise convolution.
+        shortcut: at stride 2, `pool2` is a mean over 2 x 2; `pool3` a mean over 3 x 3, padded by one zero on each side
+            that counts, with a 1x1 convolution whatever the widths.
     """
 
     def __init__(
@@ -67,24 +88,29 @@ class MBConv(nn.Module):
         drop_path: float = 0.0,
         expansion: int = 4,
         se_ratio: float = 0.25,
+        gelu: GeluForm = "tanh",
+        padding: Padding = "same",
+        shortcut: Shortcut = "pool2",
     ) -> None:
         super().__init__()
         hidden = expansion * outputs
-        self.stride = stride
+        overlapping = stride == 2 and shortcut == "pool3"
+        self.gelu = make_gelu(gelu)
         self.pre_norm = make_norm(norm, inputs, norm_group)
         self.expand = nn.Conv2d(inputs, hidden, 1, bias=False)
         self.expand_norm = make_norm(norm, hidden, norm_group)
-        self.depthwise = SameConv2d(hidden, hidden, 3, stride, groups=hidden, bias=False)
+        self.depthwise = padded_conv(hidden, hidden, 3, stride, groups=hidden, bias=False, padding=padding)
         self.depthwise_norm = make_norm(norm, hidden, norm_group)
         self.se = SqueezeExcitation(hidden, max(1, int(se_ratio * outputs)))
         self.project = nn.Conv2d(hidden, outputs, 1)
-        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.pool = nn.Identity() if stride == 1 else nn.AvgPool2d(3, 2, 1) if overlapping else nn.AvgPool2d(2)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs or overlapping else nn.Identity()
         self.drop_path = StochasticDepth(drop_path, "row")
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(N, inputs, H, W)` to `(N, outputs, H / stride, W / stride)`."""
-        skip = self.shortcut(F.avg_pool2d(x, 2) if self.stride == 2 else x)
+        skip = self.shortcut(self.pool(x))
         x = self.expand(self.pre_norm(x))
-        x = self.depthwise(F.gelu(self.expand_norm(x), approximate="tanh"))
-        x = self.se(F.gelu(self.depthwise_norm(x), approximate="tanh"))
+        x = self.depthwise(self.gelu(self.expand_norm(x)))
+        x = self.se(self.gelu(self.depthwise_norm(x)))
         return skip + self.drop_path(self.project(x))

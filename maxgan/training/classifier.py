@@ -2,45 +2,58 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from maxgan.config import AffineConfig, ClassifierConfig, ClassifierOptimConfig, ImageFacts
+from maxgan.config import ClassifierConfig, ClassifierOptimConfig, ImageFacts, differences
 from maxgan.data.transforms import to_float
 from maxgan.models import MaxViT
+from maxgan.models.convert import load_resized
+from maxgan.training.image_augment import Mix, change_affine
+from maxgan.training.schedules import ema_decay
 
 Batch = tuple[Tensor, Tensor]
 # Beside what the data loader draws from the same seed, so that no two uses share a stream.
-AFFINE = 2
+AFFINE, MIX = 2, 3
+# Settings of the backbone that may change from one training to the next.
+FREE_OF_WEIGHTS = ("window_size", "drop_path", "checkpointing")
 
 
 class ClassifierTrainer:
-    """A classifier with its optimiser and schedule, and one update of them.
+    """A classifier with its optimiser, schedule and moving average, and one update of them.
 
     The affine changes of an update are drawn for the whole global batch from (seed, update) alone, and each process
-    takes its slice: they don't depend on the number of processes, and nothing of them need be saved.
+    takes its slice: they don't depend on the number of processes, and nothing of them need be saved. So are the share
+    and the rectangle of MixUp and CutMix, one draw an update; an image's partner is in its own micro-batch.
 
     Args:
         config: the settings.
         facts: of the images, with at least 2 classes.
         accelerator: made with step_scheduler_with_optimizer=False, or it would step the schedule once for each process.
+        initial: classifier to start from, of the same settings but for its resolution; None for random weights.
 
     Attributes:
+        ema: the averaged classifier (`ema.module`), not wrapped; None without an average.
         images_seen: training images seen so far.
 
     Raises:
-        ValueError: if the backbone doesn't fit the images.
+        ValueError: if the backbone doesn't fit the images, or `initial` doesn't fit the backbone.
     """
 
-    def __init__(self, config: ClassifierConfig, facts: ImageFacts, accelerator: Accelerator) -> None:
+    def __init__(
+        self, config: ClassifierConfig, facts: ImageFacts, accelerator: Accelerator, initial: MaxViT | None = None
+    ) -> None:
         assert not accelerator.step_scheduler_with_optimizer
         self.config = config
         self.accelerator = accelerator
@@ -48,11 +61,17 @@ class ClassifierTrainer:
         training = config.training
         torch.manual_seed(training.seed)
         network = MaxViT(facts.resolution, facts.channels, facts.num_classes, config=config.backbone)
+        if initial is not None:
+            _start_from(network, initial, config)
         network.to(accelerator.device).to(memory_format=torch.channels_last)
         # From here on the random state serves stochastic depth, which must differ among the processes.
         torch.manual_seed(training.seed + accelerator.process_index)
         optimizer = torch.optim.AdamW(parameter_groups(network, config.optim.weight_decay), config.optim.lr)
-        schedule = make_schedule(optimizer, config.optim, math.ceil(training.images / training.batch_size))
+        schedule = make_schedule(optimizer, config.optim, training.images, training.batch_size)
+        self.mix = Mix(config.mix, facts.num_classes) if config.mix.mixup or config.mix.cutmix else None
+        self.ema: AveragedModel | None = None
+        if config.ema.half_life:
+            self.ema = AveragedModel(network, multi_avg_fn=self._average, use_buffers=True).requires_grad_(False)
         self.network, self.optimizer, self.schedule = accelerator.prepare(network, optimizer, schedule)
         self.network.train()
 
@@ -67,6 +86,11 @@ class ClassifierTrainer:
         network: MaxViT = self.accelerator.unwrap_model(self.network)
         return network
 
+    @property
+    def result(self) -> MaxViT:
+        """The classifier that is exported: the moving average, if there is one."""
+        return self.bare_network if self.ema is None else cast(MaxViT, self.ema.module)
+
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         """Do one update; take `accumulation` micro-batches from `batches`.
 
@@ -79,13 +103,13 @@ class ClassifierTrainer:
         changes = self._affine_changes(len(micro[0][0]))
         total = {name: torch.zeros((), device=accelerator.device) for name in ("loss", "accuracy")}
         for i, ((images, labels), change) in enumerate(zip(micro, changes, strict=True)):
-            x, labels = self._to_input(images, change), labels.to(accelerator.device, non_blocking=True)
+            x, target = self._to_input(images, labels, change)
             with accelerator.no_sync(self.network) if i + 1 < parts else nullcontext():
                 logits = self.network(x)
-                loss = F.cross_entropy(logits, labels, label_smoothing=optim.label_smoothing)
+                loss = F.cross_entropy(logits, target, label_smoothing=optim.label_smoothing)
                 accelerator.backward(loss / parts)
             total["loss"] += loss.detach() / parts
-            total["accuracy"] += (logits.argmax(1) == labels).float().mean() / parts
+            total["accuracy"] += _accuracy(logits, target) / parts
         if optim.gradient_clip is not None:
             accelerator.clip_grad_norm_(self.network.parameters(), optim.gradient_clip)
         total["learning_rate"] = torch.tensor(self.schedule.get_last_lr()[0], device=accelerator.device)
@@ -93,15 +117,18 @@ class ClassifierTrainer:
         self.optimizer.zero_grad()
         self.schedule.step()
         self.images_seen += self.config.training.batch_size
+        if self.ema is not None:
+            self.ema.update_parameters(self.bare_network)
         return total
 
     def state(self) -> dict[str, Tensor]:
-        """Return nothing: the accelerator saves network, optimiser, schedule and random states."""
-        return {}
+        """Return the moving average: the accelerator saves network, optimiser, schedule and random states."""
+        return {} if self.ema is None else dict(self.ema.state_dict())
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `state` gave."""
-        assert not tensors, sorted(tensors)
+        if self.ema is not None:
+            self.ema.load_state_dict(tensors)
 
     def _affine_changes(self, part: int) -> list[Tensor]:
         """Return `(part, 4)` numbers in [-1, 1) for every micro-batch of this process in this update."""
@@ -111,30 +138,46 @@ class ClassifierTrainer:
         share = training.accumulation * part
         return list(drawn[self.accelerator.process_index * share :][:share].split(part))
 
-    def _to_input(self, images: Tensor, change: Tensor) -> Tensor:
+    def _to_input(self, images: Tensor, labels: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
+        """Return augmented images, and their target: labels `(N,)` or, where images are mixed, shares `(N, K)`."""
         device, affine = self.accelerator.device, self.config.affine
-        x = to_float(images.to(device, non_blocking=True))
+        x, target = to_float(images.to(device, non_blocking=True)), labels.to(device, non_blocking=True)
         if affine.rotate or affine.scale or affine.shift:
             x = change_affine(x, change.to(device, non_blocking=True), affine)
-        return x.contiguous(memory_format=torch.channels_last)
+        if self.mix is not None:
+            entropy = np.random.SeedSequence([self.config.training.seed, MIX, self.update]).generate_state(1, np.uint64)
+            x, target = self.mix(x, target, int(entropy[0] >> np.uint64(1)))
+        return x.contiguous(memory_format=torch.channels_last), target
+
+    def _average(self, averaged: Any, current: Any, _: Any) -> None:
+        ema, batch_size = self.config.ema, self.config.training.batch_size
+        get_ema_multi_avg_fn(ema_decay(self.images_seen, batch_size, ema.half_life, ema.warmup))(averaged, current, 0)
 
 
-def change_affine(images: Tensor, change: Tensor, config: AffineConfig) -> Tensor:
-    """Rotate, scale and shift each image by its own amounts (bilinear): torchvision's `affine`, which has one for all.
+def _start_from(network: MaxViT, initial: MaxViT, config: ClassifierConfig) -> None:
+    """Fill `network` with the weights of `initial`, the classifier of the file config.init."""
+    if initial.num_classes != network.num_classes:
+        raise ValueError(
+            f"init {config.init} knows {initial.num_classes} classes and data.source {config.data.source} has "
+            f"{network.num_classes}: give both the same classes"
+        )
+    old, new = (dataclasses.asdict(model.config) for model in (initial, network))
+    if changes := differences(old, {**new, **{name: old[name] for name in FREE_OF_WEIGHTS}}, "backbone."):
+        raise ValueError(
+            f"init {config.init} has other settings ({'; '.join(changes)}; its value -> yours): use its own"
+        )
+    try:
+        load_resized(network, initial.state_dict())
+    except ValueError as error:
+        raise ValueError(f"init {config.init} can't be started from: {error}") from error
 
-    Args:
-        images: `(N, C, H, H)` in [-1, 1]; what comes in from outside is -1.
-        change: `(N, 4)` in [-1, 1], as fractions of the largest rotation, scale and shifts to the right and down.
-        config: the largest changes.
-    """
-    angle = change[:, 0] * math.radians(config.rotate)
-    cos, sin = angle.cos(), angle.sin()
-    # From a place in the result to that in the image, in coordinates that span 2 from side to side.
-    linear = torch.stack([cos, sin, -sin, cos], 1).view(-1, 2, 2) / (1 + change[:, 1] * config.scale).view(-1, 1, 1)
-    shift = 2 * config.shift * change[:, 2:, None]
-    places = F.affine_grid(torch.cat([linear, -linear @ shift], 2), list(images.shape), align_corners=False)
-    # grid_sample pads with 0, which is to be black.
-    return F.grid_sample(images + 1, places, align_corners=False) - 1
+
+def _accuracy(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the mean share that the likeliest class has in the target: 1 or 0 for labels `(N,)`, else of `(N, K)`."""
+    likeliest = logits.argmax(1)
+    if target.ndim == 1:
+        return (likeliest == target).float().mean()
+    return target.gather(1, likeliest[:, None]).mean()
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -145,15 +188,23 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
     return [{"params": groups[0], "weight_decay": weight_decay}, {"params": groups[1], "weight_decay": 0.0}]
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, config: ClassifierOptimConfig, updates: int) -> LRScheduler:
-    """Return the schedule of `updates` updates: linear warm-up, then a cosine (arXiv 1608.03983, without restarts).
+def make_schedule(
+    optimizer: torch.optim.Optimizer, config: ClassifierOptimConfig, images: int, batch_size: int
+) -> LRScheduler:
+    """Return the schedule of `images` images: linear warm-up, then a cosine (arXiv 1608.03983, no restarts) or lr.
 
-    With w = floor(warmup * updates), update t (from 0) has lr * (t + 1) / (w + 1) up to t = w, and from there
-    min_lr + (lr - min_lr) * (1 + cos(pi * (t - w) / (updates - w))) / 2.
+    With T = ceil(images / batch_size) updates and w = floor(warmup * T), or floor(warmup_images / batch_size), update t
+    (from 0) has lr * (t + 1) / (w + 1) up to t = w, and from there lr, or
+    min_lr + (lr - min_lr) * (1 + cos(pi * (t - w) / (T - w))) / 2.
     """
-    warmup = int(config.warmup * updates)
-    cosine = CosineAnnealingLR(optimizer, updates - warmup, config.min_lr)
+    updates = math.ceil(images / batch_size)
+    warmup = int(config.warmup * updates) if config.warmup_images is None else config.warmup_images // batch_size
+    after: LRScheduler
+    if config.schedule == "cosine":
+        after = CosineAnnealingLR(optimizer, updates - warmup, config.min_lr)
+    else:
+        after = ConstantLR(optimizer, factor=1)
     if warmup == 0:
-        return cosine
+        return after
     linear = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
-    return SequentialLR(optimizer, [linear, cosine], [warmup])
+    return SequentialLR(optimizer, [linear, after], [warmup])

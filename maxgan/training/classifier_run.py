@@ -1,9 +1,13 @@
-"""A classifier training from start to end: data, run folder, resuming, loop, export, accuracy, pictures."""
+"""A classifier training from start to end: data, run folder, resuming, loop, export, accuracy, pictures.
+
+And accuracy alone, of an exported classifier.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +19,14 @@ from torch import Tensor
 
 import maxgan
 from maxgan.checkpoint import atomic_path, export_model, load_model
-from maxgan.config import ClassifierConfig
+from maxgan.config import ClassifierConfig, ImageFacts
 from maxgan.data.loader import ImageDataset, evaluation_batches
 from maxgan.data.transforms import to_float
 from maxgan.evaluation.evaluate import share_of
 from maxgan.models import MaxViT
+from maxgan.runtime import start
 from maxgan.training.classifier import ClassifierTrainer
+from maxgan.training.image_augment import RandAugment
 from maxgan.training.loop import Loop
 from maxgan.training.pictures import plot_curves
 from maxgan.training.run import METRICS, read_metrics
@@ -63,6 +69,11 @@ class Accuracy:
             found["top5"] = self.in_top5 / self.images
         return found
 
+    def describe(self, test: str | None) -> str:
+        """One line: accuracy in percent on the images of `test`."""
+        found = (f"{name.replace('top', 'top-')} {100 * value:.2f} %" for name, value in self.fractions().items())
+        return f"accuracy on the {self.images:,} images of {test}: {', '.join(found)}"
+
 
 @torch.no_grad()
 def measure_accuracy(network: MaxViT, dataset: ImageDataset, accelerator: Accelerator) -> Accuracy:
@@ -93,7 +104,8 @@ class ClassifierRun:
         command: what trains it, noted in the exported file.
 
     Raises:
-        ValueError: if the images have no labels, or those of the test set are other classes.
+        ValueError: if the images have no labels, those of the test set are other classes, or `config.init` is no
+            classifier that fits them and the settings.
     """
 
     def __init__(self, config: ClassifierConfig, directory: Path, accelerator: Accelerator, command: str) -> None:
@@ -101,14 +113,25 @@ class ClassifierRun:
         self.directory = directory
         self.accelerator = accelerator
         self.command = command
-        self.dataset = ImageDataset(config.data)
+        randaugment = RandAugment(config.mix) if config.mix.randaugment_ops else None
+        self.dataset = ImageDataset(config.data, augment=randaugment)
+        facts = self.dataset.facts
         accelerator.print(self.dataset.describe())
         if self.dataset.labels is None:
             remedy = "sort them into class folders or add a dataset.json" if config.data.labels else "set data.labels"
             raise ValueError(f"a classifier needs labels, and the images of {config.data.source} have none: {remedy}")
+        if randaugment is not None and facts.channels not in (1, 3):
+            raise ValueError(
+                f"RandAugment is for grey and RGB images, not for {facts.channels} channels: set data.channels to 1 or "
+                "3, or mix.randaugment_ops to 0"
+            )
         # Before anything long starts: a test set that can't be used is said now.
-        self.test = None if config.test is None else open_test(config.test, self.dataset)
-        self.trainer = ClassifierTrainer(config, self.dataset.facts, accelerator)
+        self.test: ImageDataset | None = None
+        if config.test is not None:
+            names = self.dataset.source.class_names
+            self.test = open_test(config, facts, names, f"data.source {config.data.source}")
+        initial = None if config.init is None else load_model(config.init, expect=MaxViT)
+        self.trainer = ClassifierTrainer(config, facts, accelerator, initial)
         self.loop = Loop(
             config.run,
             config.training,
@@ -124,7 +147,10 @@ class ClassifierRun:
     def complete(self) -> bool:
         """Whether all is done: there is no test set, or scores.json tells of this one."""
         file = self.directory / SCORES
-        return self.test is None or (file.exists() and json.loads(file.read_text())["test"] == self.config.test)
+        if self.test is None or not file.exists():
+            return self.test is None
+        told = json.loads(file.read_text())
+        return (told["test"], told["test_crop"]) == (self.config.test, self.config.test_crop)
 
     def export(self, accuracy: Accuracy | None = None) -> None:
         """Write the classifier in half precision, with where it comes from."""
@@ -140,7 +166,7 @@ class ClassifierRun:
         }
         if accuracy is not None:
             info["accuracy"] = {"test": self.config.test, "images": accuracy.images, **accuracy.fractions()}
-        export_model(self.trainer.bare_network, self.directory / EXPORT_NAME, info, torch.float16)
+        export_model(self.trainer.result, self.directory / EXPORT_NAME, info, torch.float16)
 
     def begin(self) -> None:
         """Write nothing: a classifier has no pictures at its start."""
@@ -159,44 +185,82 @@ class ClassifierRun:
         exported = load_model(self.directory / EXPORT_NAME, self.accelerator.device, expect=MaxViT)
         accuracy = measure_accuracy(exported, self.test, self.accelerator)
         self.accelerator.wait_for_everyone()  # all have read the file before it is written anew
-        found = accuracy.fractions()
-        text = ", ".join(f"{name.replace('top', 'top-')} {100 * value:.2f} %" for name, value in found.items())
-        self.accelerator.print(f"accuracy on the {accuracy.images:,} images of {self.config.test}: {text}")
+        self.accelerator.print(accuracy.describe(self.config.test))
         if self.accelerator.is_main_process:
             plot_confusion(accuracy.confusion, self.test.source.class_names, self.directory / "confusion.png")
             self.export(accuracy)
-            scores = {"test": self.config.test, "images": accuracy.images, **found}
-            scores["images_seen"] = self.trainer.images_seen
+            scores = {
+                "test": self.config.test,
+                "test_crop": self.config.test_crop,
+                "images": accuracy.images,
+                **accuracy.fractions(),
+                "images_seen": self.trainer.images_seen,
+            }
             with atomic_path(self.directory / SCORES) as temporary:
                 temporary.write_text(json.dumps(scores, indent=2) + "\n")
 
 
-def open_test(name: str, training: ImageDataset) -> ImageDataset:
-    """Open the images that accuracy is measured on, cut centrally and sized as those of the training.
+def open_test(
+    config: ClassifierConfig, facts: ImageFacts, class_names: Sequence[str] | None, owner: str
+) -> ImageDataset:
+    """Open the images of `config.test`, that accuracy is measured on.
+
+    Args:
+        config: the settings.
+        facts: what the classifier takes.
+        class_names: those that it knows, in its order; None if only their number is known.
+        owner: what has these classes, for messages.
 
     Raises:
-        ValueError: if they can't be used, have no labels, or other classes than the training's.
+        ValueError: if they can't be used, have no labels, or other classes.
     """
-    facts = training.facts
+    assert config.test is not None
     try:
         dataset = ImageDataset(
             dataclasses.replace(
-                training.config, source=name, resolution=facts.resolution, channels=facts.channels, crop="center"
+                config.data,
+                source=config.test,
+                labels=True,
+                resolution=facts.resolution,
+                channels=facts.channels,
+                crop=config.test_crop,
             )
         )
     except ValueError as error:
         raise ValueError(f"the images of the setting test can't be used: {error}") from error
     if dataset.labels is None:
-        raise ValueError(f"the images of test {name} have no labels to measure accuracy by: add them, or set test null")
-    own, wanted = dataset.source.class_names, training.source.class_names
-    if own != wanted:
-        odd = sorted(set(own) ^ set(wanted))
+        raise ValueError(
+            f"the images of test {config.test} have no labels to measure accuracy by: add them, or set test null"
+        )
+    own = dataset.source.class_names
+    named = own if class_names is None else tuple(class_names)
+    if own != named or len(own) != facts.num_classes:
+        odd = sorted(set(own) ^ set(named))
         what = f"{odd[0]!r} is a class of only one of them" if odd else "their order differs"
         raise ValueError(
-            f"test {name} has {len(own)} classes and data.source {training.config.source} has {len(wanted)} ({what}): "
-            "give both the same classes, or set test null"
+            f"test {config.test} has {len(own)} classes and {owner} has {facts.num_classes}"
+            f"{f' ({what})' if own != named else ''}: give both the same classes, or set test null"
         )
     return dataset
+
+
+def evaluate_classifier(config: ClassifierConfig) -> int:
+    """Print top-1 and top-5 of the classifier file `config.evaluate` on the images of `config.test`; return 0.
+
+    Where the file doesn't name its classes (weights from elsewhere), they must be those of the images, in their order.
+
+    Raises:
+        ValueError: if the file holds no classifier, or the images don't suit it.
+    """
+    assert config.evaluate is not None
+    accelerator = start(config.run.threads)
+    network = load_model(config.evaluate, accelerator.device, expect=MaxViT)
+    facts = ImageFacts(network.resolution, network.channels, network.num_classes)
+    test = open_test(config, facts, network.info.get("class_names"), f"the classifier {config.evaluate}")
+    accelerator.print(test.describe())
+    accelerator.print(measure_accuracy(network, test, accelerator).describe(config.test))
+    accelerator.end_training()
+    return 0
 
 
 def plot_confusion(confusion: Tensor, class_names: tuple[str, ...], path: Path, dpi: int = 110) -> None:

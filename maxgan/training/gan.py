@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from maxgan.config import GanConfig, ImageFacts
+from maxgan.config import GanConfig, ImageFacts, LossName
 from maxgan.data.transforms import to_float
 from maxgan.models import MaxViTGenerator, ResidualDiscriminator
 from maxgan.training.losses import discriminator_loss, generator_loss, gradient_penalty
@@ -25,39 +25,49 @@ DISCRIMINATOR, GENERATOR = 0, 1
 class DiscriminatorObjective(nn.Module):
     """The discriminator with its loss, as one module: DistributedDataParallel wants one forward for each backward.
 
-    With a penalty, reals and fakes pass separately, since the second derivative would else be taken, as zeros, through
-    the fakes too: a third of the time of such an update.
+    With one penalty alone, reals and fakes pass separately, since the second derivative would else be taken, as zeros,
+    through the others too: a third of the time of such an update.
 
     Args:
         discriminator: images and labels to logits.
+        loss: name of the loss.
     """
 
-    def __init__(self, discriminator: nn.Module) -> None:
+    def __init__(self, discriminator: nn.Module, loss: LossName) -> None:
         super().__init__()
         self.discriminator = discriminator
+        self.loss = loss
 
     def forward(
-        self, real: Tensor, fake: Tensor, labels: Tensor | None, gamma: float, scale: float
+        self, real: Tensor, fake: Tensor, labels: Tensor | None, r1_gamma: float, r2_gamma: float, scale: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its parts.
 
         Args:
             real, fake: images `(N, C, H, W)`.
             labels: `(N,)`, of the reals and of the fakes alike; None without classes.
-            gamma: weight of R1; 0 leaves it out.
+            r1_gamma, r2_gamma: weights of the penalties; 0 leaves one out.
             scale: see `gradient_penalty`.
         """
-        values: dict[str, Tensor] = {}
-        if gamma:
-            real = real.detach().requires_grad_()
-            real_logits, fake_logits = self.discriminator(real, labels), self.discriminator(fake, labels)
-            values["r1"] = gradient_penalty(real_logits, real, scale)
+        gammas = {"r1": r1_gamma, "r2": r2_gamma}
+        penalties: dict[str, Tensor] = {}
+        if (r1_gamma > 0) == (r2_gamma > 0):
+            both = torch.cat([real, fake]).requires_grad_(r1_gamma > 0)
+            logits = self.discriminator(both, None if labels is None else labels.repeat(2))
+            real_logits, fake_logits = logits.chunk(2)
+            if both.requires_grad:
+                penalties["r1"], penalties["r2"] = gradient_penalty(logits, both, scale).chunk(2)
         else:
-            twice = None if labels is None else labels.repeat(2)
-            real_logits, fake_logits = self.discriminator(torch.cat([real, fake]), twice).chunk(2)
-        loss = discriminator_loss(real_logits, fake_logits)
-        values |= {"loss_discriminator": loss, "real_logit": real_logits.mean(), "fake_logit": fake_logits.mean()}
-        return loss + 0.5 * gamma * values["r1"] if gamma else loss, values
+            name, images = ("r1", real) if r1_gamma > 0 else ("r2", fake)
+            images.requires_grad_()
+            real_logits, fake_logits = self.discriminator(real, labels), self.discriminator(fake, labels)
+            penalties[name] = gradient_penalty(real_logits if name == "r1" else fake_logits, images, scale)
+        loss = discriminator_loss(self.loss, real_logits, fake_logits)
+        values = {"loss_discriminator": loss, "real_logit": real_logits.mean(), "fake_logit": fake_logits.mean()}
+        for name, penalty in penalties.items():
+            values[name] = penalty.mean()
+            loss = loss + 0.5 * gammas[name] * values[name]
+        return loss, values
 
 
 class GanTrainer:
@@ -92,12 +102,14 @@ class GanTrainer:
         optim = config.optim
         betas = (float(optim.beta1), float(optim.beta2))
         optimizer_g = torch.optim.Adam(generator.parameters(), optim.lr, betas, optim.eps)
-        lr, betas = lazy_adam(optim.discriminator_lr or optim.lr, optim.beta1, optim.beta2, config.loss.r1_interval)
+        lr, betas = lazy_adam(
+            optim.discriminator_lr or optim.lr, optim.beta1, optim.beta2, config.loss.penalty_interval
+        )
         optimizer_d = torch.optim.Adam(discriminator.parameters(), lr, betas, optim.eps)
         self.start_lr_g, self.start_lr_d = optim.lr, lr
         self.discriminator = discriminator
         self.generator, self.objective, self.optimizer_g, self.optimizer_d = accelerator.prepare(
-            generator, DiscriminatorObjective(discriminator), optimizer_g, optimizer_d
+            generator, DiscriminatorObjective(discriminator, config.loss.name), optimizer_g, optimizer_d
         )
 
     @property
@@ -132,14 +144,15 @@ class GanTrainer:
 
     def _update_discriminator(self, micro: list[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
         config, parts = self.config.loss, len(micro)
-        gamma = config.r1_gamma * config.r1_interval if self.update % config.r1_interval == 0 else 0.0
+        lazy = config.penalty_interval if self.update % config.penalty_interval == 0 else 0
+        gammas = (config.r1_gamma * lazy, config.r2_gamma * lazy)
         metrics: dict[str, Tensor] = {}
         latents = self._latents(DISCRIMINATOR, len(micro[0][0]))
         for i, ((real, labels), z) in enumerate(zip(micro, latents, strict=True)):
             with torch.no_grad():
                 fake = self.generator(z, labels)
             with self._accumulating(self.objective, i + 1 < parts):
-                loss, values = self.objective(real, fake, labels, gamma, self._loss_scale())
+                loss, values = self.objective(real, fake, labels, *gammas, self._loss_scale())
                 self.accelerator.backward(loss / parts)
             _add(metrics, values, parts)
         self.optimizer_d.step()
@@ -148,15 +161,17 @@ class GanTrainer:
 
     def _update_generator(self, micro: list[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
         metrics: dict[str, Tensor] = {}
-        parts = len(micro)
+        name, parts = self.config.loss.name, len(micro)
         # The gradient passes through D to G and leaves no trace in D.
         self.discriminator.requires_grad_(False)
         latents = self._latents(GENERATOR, len(micro[0][0]))
-        for i, ((_, labels), z) in enumerate(zip(micro, latents, strict=True)):
+        for i, ((real, labels), z) in enumerate(zip(micro, latents, strict=True)):
             with self._accumulating(self.generator, i + 1 < parts):
                 fake = self.generator(z, labels)
                 with self.accelerator.autocast():  # what `prepare` wraps is the objective, not D
-                    loss = generator_loss(self.discriminator(fake, labels))
+                    # No gradient of D is kept and the reals need none: their pass costs a forward alone.
+                    real_logits = self.discriminator(real, labels) if name == "relativistic" else None
+                    loss = generator_loss(name, real_logits, self.discriminator(fake, labels))
                 self.accelerator.backward(loss / parts)
             _add(metrics, {"loss_generator": loss}, parts)
         self.discriminator.requires_grad_(True)

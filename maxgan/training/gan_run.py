@@ -33,7 +33,7 @@ SCORES = "scores.json"
 PANELS = {
     "loss": ("loss_discriminator", "loss_generator"),
     "logits of D": ("real_logit", "fake_logit"),
-    "R1": ("r1",),
+    "penalties": ("r1", "r2"),
     "speed": ("images_per_second",),
 }
 

@@ -6,21 +6,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maxgan.config import LossName
 
-def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Logistic loss of the discriminator: E softplus(-D(real)) + E softplus(D(fake)) (arXiv 1406.2661)."""
+
+def discriminator_loss(name: LossName, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Return the loss of the discriminator; its arguments are logits `(N,)`.
+
+    - `non_saturating`: E softplus(-D(real)) + E softplus(D(fake)) (arXiv 1406.2661).
+    - `relativistic`: E softplus(-(D(real) - D(fake))) over pairs of a real and a fake (arXiv 1807.00734, 2501.05441).
+    """
+    if name == "relativistic":
+        return F.softplus(fake_logits - real_logits).mean()
     return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
 
 
-def generator_loss(fake_logits: Tensor) -> Tensor:
-    """Non-saturating loss of the generator: E softplus(-D(fake)) (arXiv 1406.2661, section 3)."""
+def generator_loss(name: LossName, real_logits: Tensor | None, fake_logits: Tensor) -> Tensor:
+    """Return the loss of the generator; its arguments are logits `(N,)`, those of reals needed by `relativistic` alone.
+
+    - `non_saturating`: E softplus(-D(fake)) (arXiv 1406.2661, section 3).
+    - `relativistic`: E softplus(-(D(fake) - D(real))): the discriminator's with the roles exchanged.
+    """
+    if name == "relativistic":
+        assert real_logits is not None
+        return F.softplus(real_logits - fake_logits).mean()
     return F.softplus(-fake_logits).mean()
 
 
 def gradient_penalty(logits: Tensor, images: Tensor, scale: float = 1.0) -> Tensor:
-    """Return E |gradient of D at an image|^2, the R1 penalty without its weight (arXiv 1801.04406).
+    """Return |gradient of D at an image|^2 for each image, `(N,)`; the mean over reals is R1, over fakes R2.
 
-    Differentiable: backward reaches the discriminator's weights through the gradient.
+    Differentiable: backward reaches the discriminator's weights through the gradient (arXiv 1801.04406).
 
     Args:
         logits: `(N,)`, computed from `images`.
@@ -31,4 +46,4 @@ def gradient_penalty(logits: Tensor, images: Tensor, scale: float = 1.0) -> Tens
     (gradient,) = torch.autograd.grad(logits.sum() * scale, images, create_graph=True)
     # Float32 at least, before the division and the square: both could leave the range of float16.
     gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32)) / scale
-    return gradient.square().sum((1, 2, 3)).mean()
+    return gradient.square().sum((1, 2, 3))

@@ -85,11 +85,13 @@ def test_batches_that_can_not_be_split(batch_size: int, processes: int, accumula
         training_batches(dataset, batch_size, 0, num_processes=processes, accumulation=accumulation)
 
 
-@pytest.mark.parametrize("crop", ["center", "random"])
-def test_resuming_is_an_offset_and_workers_change_nothing(photos: str, crop: Literal["center", "random"]) -> None:
+@pytest.mark.parametrize("crop", ["center", "random", "resized", "whole"])
+def test_resuming_is_an_offset_and_workers_change_nothing(
+    photos: str, crop: Literal["center", "random", "resized", "whole"]
+) -> None:
     config = DataConfig(source=photos, resolution=8, crop=crop, crop_fraction=0.8, flip=True)
     dataset, on_disk = ImageDataset(config), ImageDataset(config, memory=0)
-    assert (dataset.in_memory, on_disk.in_memory) == (crop == "center", False)
+    assert (dataset.in_memory, on_disk.in_memory) == (crop in ("center", "whole"), False)
     state = torch.get_rng_state()
     expected = take(dataset, 12, 4)
     assert expected[0][0].shape == (4, 3, 8, 8) and expected[0][0].dtype == torch.uint8
@@ -113,6 +115,23 @@ def test_flips_follow_the_position(photos: str) -> None:
     assert 70 <= sum(flips) <= 130  # 200 fair coins: further off in fewer than one seed in 40,000
     epochs = [flips[start : start + 15] for start in range(0, 195, 15)]
     assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def shade(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return pixels // 2 + np.uint8(rng.integers(100))
+
+
+def test_augmentation_follows_the_position_and_spares_evaluation(photos: str) -> None:
+    config = DataConfig(source=photos, resolution=8)
+    dataset = ImageDataset(config, augment=shade)
+    plain, shaded = take(ImageDataset(config), 12, 4), take(dataset, 12, 4)
+    added = [(b - a // 2) for (a, _), (b, _) in zip(plain, shaded, strict=True)]
+    amounts = torch.cat(added).flatten(1)
+    assert torch.equal(amounts, amounts[:, :1].expand_as(amounts))
+    assert len(amounts[:, 0].unique()) > 20
+    assert equal(take(ImageDataset(config, memory=0, augment=shade), 5, 4, start_batch=7, workers=2), shaded[7:])
+    before, after = (next(evaluation_batches(d, 15, range(15))) for d in (ImageDataset(config), dataset))
+    assert equal([before], [after])
 
 
 def test_without_rng_nothing_is_random(photos: str) -> None:
@@ -186,8 +205,7 @@ def test_images_without_a_common_size(tmp_path: Path) -> None:
         ImageDataset(DataConfig(source=str(tmp_path)))
     save(tmp_path / "a.png", "L", (24, 24))
     save(tmp_path / "b.png", "L", (24, 24))
-    with pytest.raises(ValueError, match=r"power of two from 8 to 1024, not 24: set data\.resolution"):
-        ImageDataset(DataConfig(source=str(tmp_path)))
+    assert ImageDataset(DataConfig(source=str(tmp_path))).facts.resolution == 24
     assert ImageDataset(DataConfig(source=str(tmp_path), resolution=8)).read(0).shape == (1, 8, 8)
 
 

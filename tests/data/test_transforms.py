@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import ks_2samp
+from torchvision.transforms.v2 import RandomResizedCrop
 
-from maxgan.data.transforms import cut, normalize_mode, set_channels, to_array, to_float, to_uint8
+from maxgan.data.transforms import cut, normalize_mode, resized_box, set_channels, to_array, to_float, to_uint8
 
 RNG = np.random.default_rng(0)
 
@@ -70,6 +72,52 @@ def test_random_cut_reaches_every_place_and_only_those() -> None:
     assert corners == {(row, column) for row in range(3) for column in range(6)}
     central = np.asarray(cut(image, 4, "random", 4 / 6))
     assert np.array_equal(central, np.asarray(cut(image, 4, "center", 4 / 6)))
+
+
+def test_the_whole_picture_is_squashed() -> None:
+    image = Image.fromarray(noise(17, 31))
+    expected = np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC))
+    assert np.array_equal(np.asarray(cut(image, 16, "whole", 0.5)), expected)
+
+
+@pytest.mark.parametrize("size", [(60, 40), (31, 97)])
+def test_resized_boxes_are_distributed_as_torchvisions(size: tuple[int, int]) -> None:
+    width, height = size
+    rng = np.random.default_rng(0)
+    ours = np.array([resized_box(width, height, rng) for _ in range(1500)])
+    assert (ours[:, :2] >= 0).all() and (ours[:, 2] <= width).all() and (ours[:, 3] <= height).all()
+    image = torch.empty(1, height, width)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = [RandomResizedCrop(8).make_params([image]) for _ in range(1500)]
+    left, top, w, h = (np.array([box[key] for box in theirs]) for key in ("left", "top", "width", "height"))
+    for a, b in (
+        (ours[:, 0], left),
+        (ours[:, 1], top),
+        (ours[:, 2] - ours[:, 0], w),
+        (ours[:, 3] - ours[:, 1], h),
+    ):
+        assert ks_2samp(a, b).pvalue > 0.01
+
+
+@pytest.mark.parametrize("size", [(200, 5), (5, 200)])
+def test_where_no_resized_box_fits_it_is_the_central_one_of_torchvision(size: tuple[int, int]) -> None:
+    width, height = size
+    # Of 0.08 * 1000 pixels and a ratio up to 4/3, at least 7.7 a side.
+    box = resized_box(width, height, np.random.default_rng(0))
+    theirs = RandomResizedCrop(8).make_params([torch.empty(1, height, width)])
+    left, top, w, h = (theirs[key] for key in ("left", "top", "width", "height"))
+    assert box == (left, top, left + w, top + h)
+
+
+def test_a_resized_crop_is_that_box() -> None:
+    image = Image.fromarray(noise(30, 40))
+    left, top, right, bottom = resized_box(40, 30, np.random.default_rng(5))
+    inside = Image.fromarray(np.asarray(image)[top:bottom, left:right])
+    expected = np.asarray(inside.resize((16, 16), Image.Resampling.BICUBIC))
+    assert np.array_equal(np.asarray(cut(image, 16, "resized", 1.0, np.random.default_rng(5))), expected)
+    central = np.asarray(cut(image, 16, "resized", 0.5))
+    assert np.array_equal(central, np.asarray(cut(image, 16, "center", 0.5)))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])

@@ -1,62 +1,67 @@
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from pathlib import Path
+import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from maxgan.models import MaxViT
-from maxgan.models.convert import from_tensorflow
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
-PAPER: dict[str, Any] = {"stem_width": 64, "stem_stride": 2, "window_size": None, "head_dim": 32}
-TINY = {**PAPER, "widths": (64, 128, 256, 512), "depths": (2, 2, 5, 2)}
-SMALL = {**PAPER, "widths": (96, 192, 384, 768), "depths": (2, 2, 5, 2)}
-BASE = {**PAPER, "widths": (96, 192, 384, 768), "depths": (2, 6, 14, 2)}
-LARGE = {**PAPER, "stem_width": 128, "widths": (128, 256, 512, 1024), "depths": (2, 6, 14, 2)}
-XLARGE = {**PAPER, "stem_width": 192, "widths": (192, 384, 768, 1536), "depths": (2, 6, 14, 2)}
+OFFICIAL = [
+    ("tiny", 224, 30_916_528, 5.55),
+    ("tiny", 384, 30_977_008, 17.30),
+    ("tiny", 512, 31_049_584, 32.87),
+    ("small", 224, 68_927_956, 11.58),
+    ("small", 384, 69_018_676, 35.53),
+    ("small", 512, 69_127_540, 66.33),
+    ("base", 224, 119_467_708, 23.90),
+    ("base", 384, 119_653_468, 73.17),
+    ("base", 512, 119_876_380, 136.24),
+    ("large", 224, 211_785_560, 43.49),
+    ("large", 384, 212_033_240, 131.71),
+    ("large", 512, 212_330_456, 242.36),
+    ("xlarge", 384, 475_323_472, 291.51),
+    ("xlarge", 512, 475_769_296, 530.55),
+]
+
+
+@pytest.mark.parametrize(("size", "resolution", "parameters"), [case[:3] for case in OFFICIAL])
+def test_parameters_are_those_of_the_official_models(size: str, resolution: int, parameters: int) -> None:
+    with torch.device("meta"):
+        model = MaxViT.from_name(size, resolution)
+    assert sum(p.numel() for p in model.parameters()) == parameters
 
 
 @pytest.mark.parametrize(
-    ("settings", "counts"),
+    ("size", "resolution", "multiply_adds"),
     [
-        (TINY, {224: 30_916_528, 384: 30_977_008, 512: 31_049_584}),
-        (SMALL, {224: 68_927_956, 384: 69_018_676, 512: 69_127_540}),
-        (BASE, {224: 119_467_708, 384: 119_653_468, 512: 119_876_380}),
-        (LARGE, {224: 211_785_560, 384: 212_033_240, 512: 212_330_456}),
-        (XLARGE, {384: 475_323_472, 512: 475_769_296}),
+        pytest.param(size, resolution, number, marks=() if (size, resolution) == ("tiny", 224) else pytest.mark.slow)
+        for size, resolution, _, number in OFFICIAL
     ],
-    ids=["T", "S", "B", "L", "XL"],
 )
-def test_parameter_counts_are_those_of_the_official_models(settings: dict[str, Any], counts: dict[int, int]) -> None:
-    for resolution, count in counts.items():
-        with torch.device("meta"):
-            model = MaxViT(resolution, **settings)
-        assert sum(p.numel() for p in model.parameters()) == count
+def test_multiply_adds_are_those_of_the_official_models(size: str, resolution: int, multiply_adds: float) -> None:
+    with torch.device("meta"):
+        model = MaxViT.from_name(size, resolution).eval()
+        images = torch.empty(1, 3, resolution, resolution)
+    # Convolutions, linear layers and attention products, two operations each.
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(images)
+    assert counter.get_total_flops() / 2e9 == pytest.approx(multiply_adds, rel=0.005)
 
 
-def deviations(ours: Tensor, truth: np.ndarray) -> float:
-    """Return the root mean square error in standard deviations of the truth."""
-    return float(np.sqrt(np.square(ours.numpy() - truth).mean()) / truth.std())
-
-
-def test_official_weights_give_the_official_outputs(official: Callable) -> None:
-    case = official("maxvit_tiny_224", "model")
-    model = MaxViT(224, **TINY).eval()
-    from_tensorflow(model, case.variables)
-    images = torch.from_numpy(case.arrays["image"]).permute(0, 3, 1, 2)  # channels_last
-    with torch.no_grad():
-        last = model.features(images)[-1]
-        pooled = last.mean((2, 3))
-        logits = model.classify(pooled)
-    assert deviations(last.permute(0, 2, 3, 1), case.arrays["stage_4"]) < 1e-5
-    assert deviations(pooled, case.arrays["pooled"]) < 1e-5
-    assert deviations(logits, case.arrays["logits"]) < 1e-5
+def test_names_give_the_sizes_with_settings_in_their_place() -> None:
+    with torch.device("meta"):
+        model = MaxViT.from_name("small", 64, 7, 1, stem_stride=1, widths=(96, 192), depths=(1, 2), drop_path=0.1)
+    assert (model.resolution, model.num_classes, model.channels) == (64, 7, 1)
+    assert (model.config.stem_width, model.config.head_dim, model.config.drop_path) == (64, 32, 0.1)
+    assert [len(stage) for stage in model.stages] == [1, 2]
+    assert model.stages[0][0][1].attention.size == 2  # resolution / 32
+    with pytest.raises(ValueError, match="one of tiny, small, base, large, xlarge, not 'huge'"):
+        MaxViT.from_name("huge")
 
 
 def small(**settings: Any) -> MaxViT:
@@ -64,109 +69,188 @@ def small(**settings: Any) -> MaxViT:
     return MaxViT(32, 3, 10, **{"widths": (16, 32), "depths": (2, 1), "stem_width": 16, **settings}).eval()
 
 
-def on_meta(**settings: Any) -> MaxViT:
-    with torch.device("meta"):
-        return MaxViT(224, **{**TINY, **settings})
+PORT = {"gelu": "erf", "padding": "symmetric", "shortcut": "pool3"}
 
 
-@pytest.fixture
-def official_zeros() -> dict[str, np.ndarray]:
-    """Variables of the official tiny model, all zero."""
-    listing = json.loads((FIXTURES / "maxvit_tiny_224.json").read_text())["model"]["variables"]
-    return {name: np.zeros(shape, np.float32) for name, shape in listing}
-
-
-def test_conversion_lists_what_is_missing_left_over_or_of_another_shape(official_zeros: dict[str, np.ndarray]) -> None:
-    del official_zeros["block_00_01/attention_1/k/weight"]
-    official_zeros["optimizer/step"] = np.zeros(1)
-    official_zeros["logit_dense/weight"] = np.zeros((512, 1001), np.float32)
-    official_zeros["conv_0/bias"] = np.zeros(32, np.float32)
-    with pytest.raises(ValueError, match="these weights don't fit the model: ") as error:
-        from_tensorflow(on_meta(), official_zeros)
-    assert str(error.value).removeprefix("these weights don't fit the model: ").split("; ") == [
-        "block_00_01/attention_1/k/weight is missing",
-        "optimizer/step is left over",
-        "conv_0/bias give stem.conv1.bias the shape (32,) in place of (64,)",
-        "logit_dense/weight give head.logits.weight the shape (1001, 512) in place of (1000, 512)",
-    ]
-
-
-def test_conversion_refuses_another_order(official_zeros: dict[str, np.ndarray]) -> None:
-    with pytest.raises(ValueError, match="C-BA-GA, not C-GA-BA"):
-        from_tensorflow(on_meta(order="C-GA-BA"), official_zeros)
-
-
-TIMM_BLOCK = {
-    "conv.shortcut.expand": "0.shortcut",
-    "conv.pre_norm": "0.pre_norm",
-    "conv.conv1_1x1": "0.expand",
-    "conv.norm1": "0.expand_norm",
-    "conv.conv2_kxk": "0.depthwise",
-    "conv.norm2": "0.depthwise_norm",
-    "conv.se.fc1": "0.se.reduce",
-    "conv.se.fc2": "0.se.expand",
-    "conv.conv3_1x1": "0.project",
-    **{
-        f"attn_{kind}.{theirs}": f"{i}.{ours}"
-        for i, kind in ((1, "block"), (2, "grid"))
-        for theirs, ours in {
-            "norm1": "norm",
-            "attn.qkv": "attention.qkv",
-            "attn.proj": "attention.out",
-            "attn.rel_pos.relative_position_bias_table": "attention.relative_bias",
-            "norm2": "ffn_norm",
-            "mlp.fc1": "ffn.0",
-            "mlp.fc2": "ffn.2",
-        }.items()
-    },
-}
-TIMM_REST = {
-    "stem.conv1": "stem.conv1",
-    "stem.norm1": "stem.norm",
-    "stem.conv2": "stem.conv2",
-    "head.norm": "head.norm",
-    "head.pre_logits.fc": "head.dense",
-    "head.fc": "head.logits",
-}
-
-
-def timm_name(name: str) -> str:
-    """Return our name of a weight of timm's maxvit_*_tf_*."""
-    leaf = ""
-    if not name.endswith("_table"):
-        name, _, leaf = name.rpartition(".")
-        leaf = "." + leaf
-    if name in TIMM_REST:
-        return TIMM_REST[name] + leaf
-    _, stage, _, block, rest = name.split(".", 4)
-    return f"stages.{stage}.{block}.{TIMM_BLOCK[rest]}{leaf}"
-
-
-def test_equals_timm_with_random_weights_and_statistics() -> None:
-    timm = pytest.importorskip("timm")
-    torch.manual_seed(0)
-    theirs = timm.create_model(
-        "maxvit_tiny_tf_224", img_size=128, num_classes=7, embed_dim=(32, 64), depths=(1, 2), stem_width=16,
-        head_hidden_size=64,
-    ).eval()  # fmt: skip
-    weights = {timm_name(name): randomised(name, tensor) for name, tensor in theirs.state_dict().items()}
-    theirs.load_state_dict({name: weights[timm_name(name)] for name in theirs.state_dict()})
+@pytest.mark.parametrize(
+    ("resolution", "settings"),
+    [
+        (32, {"stem_stride": 2, "window_size": 2}),
+        (32, {"stem_stride": 2, "window_size": 4, "order": "C-GA-BA"}),
+        (48, {"stem_stride": 1, "window_size": 3}),
+        (48, {"stem_stride": 1, "window_size": 6, "order": "C-BA"}),
+        (64, {"stem_stride": 2, "window_size": None, **PORT}),
+        *((32, {"stem_stride": 2, "window_size": 2, name: value}) for name, value in PORT.items()),
+    ],
+)
+def test_equals_a_naive_backbone(resolution: int, settings: dict[str, Any]) -> None:
     model = MaxViT(
-        128, 3, 7, stem_width=16, stem_stride=2, widths=(32, 64), depths=(1, 2), window_size=None, head_dim=32
-    ).eval()  # fmt: skip
-    model.load_state_dict(weights)
-    x = torch.randn(2, 3, 128, 128)
+        resolution, 2, 3, stem_width=4, widths=(4, 8), depths=(1, 2), head_dim=4, **settings
+    ).double().eval()  # fmt: skip
+    torch.manual_seed(0)
     with torch.no_grad():
-        assert deviations(model(x), theirs(x).numpy()) < 1e-5
+        for name, tensor in model.state_dict().items():
+            if "running_var" in name:
+                tensor.uniform_(0.5, 2)
+            elif tensor.is_floating_point():
+                tensor.normal_(std=0.4)
+        x = torch.randn(1, 2, resolution, resolution, dtype=torch.float64)
+        torch.testing.assert_close(model(x), naive_backbone(model, x), rtol=1e-9, atol=1e-12)
 
 
-def randomised(name: str, tensor: Tensor) -> Tensor:
-    """Return random values in place of a weight or a statistic; scales and variances are around 1."""
-    if not tensor.is_floating_point():
-        return tensor
-    if tensor.dim() > 1:
-        return torch.randn_like(tensor) * (0.5 if "table" in name else tensor[0].numel() ** -0.5)
-    return torch.rand_like(tensor) + (0.0 if name.endswith(("bias", "mean")) else 0.5)
+def naive_backbone(model: MaxViT, x: Tensor) -> Tensor:
+    """Return the logits for `x`, written from the formulas of the paper with the numerics of the official code."""
+    config, size = model.config, model.config.window_size or model.resolution // 32
+
+    def activate(x: Tensor) -> Tensor:
+        if config.gelu == "erf":
+            return x * (1 + torch.erf(x / math.sqrt(2))) / 2
+        return x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+    def batch_norm(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+        mean, var, weight, bias = (
+            v.view(-1, 1, 1) for v in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        )
+        return (x - mean) / (var + 1e-3).sqrt() * weight + bias
+
+    def convolve(x: Tensor, layer: nn.Conv2d, stride: int = 1, groups: int = 1) -> Tensor:
+        if layer.weight.shape[-1] == 3:
+            before = 0 if stride == 2 and config.padding == "same" else 1
+            x = F.pad(x, (before, 1, before, 1))
+        return F.conv2d(x, layer.weight, layer.bias, stride, groups=groups)
+
+    def layer_norm(x: Tensor, norm: nn.Module) -> Tensor:
+        mean, var = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, correction=0)
+        return (x - mean) / (var + 1e-5).sqrt() * norm.weight + norm.bias
+
+    def mbconv(x: Tensor, part: nn.Module, stride: int) -> Tensor:
+        skip = x
+        if stride == 2 and config.shortcut == "pool3":
+            padded = F.pad(x, (1, 1, 1, 1))
+            h, w = x.shape[2:]
+            skip = sum(padded[:, :, i : i + h : 2, j : j + w : 2] for i in range(3) for j in range(3)) / 9
+        elif stride == 2:
+            skip = (x[:, :, ::2, ::2] + x[:, :, 1::2, ::2] + x[:, :, ::2, 1::2] + x[:, :, 1::2, 1::2]) / 4
+        changes = x.shape[1] != part.project.out_channels or (stride == 2 and config.shortcut == "pool3")
+        if changes:
+            skip = convolve(skip, part.shortcut)
+        y = activate(batch_norm(convolve(batch_norm(x, part.pre_norm), part.expand), part.expand_norm))
+        y = activate(batch_norm(convolve(y, part.depthwise, stride, y.shape[1]), part.depthwise_norm))
+        gate = convolve(y.mean((2, 3), keepdim=True), part.se.reduce)
+        return skip + convolve(
+            y / (1 + torch.exp(-convolve(gate / (1 + torch.exp(-gate)), part.se.expand))), part.project
+        )
+
+    def attend(x: Tensor, layer: nn.Module, kind: str) -> Tensor:
+        height, width, channels = x.shape[1:]
+        heads = channels // config.head_dim
+        qkv = (x @ layer.qkv.weight.T + layer.qkv.bias).unflatten(-1, (3, heads, config.head_dim))
+        out = torch.zeros_like(x)
+        rows, columns = height // size, width // size
+        inside = [(i, j) for i in range(size) for j in range(size)]
+        for r in range(rows):
+            for c in range(columns):
+                where = [
+                    (r * size + i, c * size + j) if kind == "BA" else (r + i * rows, c + j * columns) for i, j in inside
+                ]
+                q, k, v = torch.stack([qkv[0, y, z] for y, z in where], 2).unbind(0)  # (heads, tokens, d)
+                logits = q @ k.mT / math.sqrt(config.head_dim)
+                for a, (i, j) in enumerate(inside):
+                    for b, (ki, kj) in enumerate(inside):
+                        logits[:, a, b] += layer.relative_bias[:, ki - i + size - 1, kj - j + size - 1]
+                mixed = (logits.exp() / logits.exp().sum(-1, keepdim=True)) @ v
+                for a, (y, z) in enumerate(where):
+                    out[0, y, z] = mixed[:, a].flatten()
+        return out @ layer.out.weight.T + layer.out.bias
+
+    stem = model.stem
+    x = convolve(activate(batch_norm(convolve(x, stem.conv1, config.stem_stride), stem.norm)), stem.conv2)
+    for stage in model.stages:
+        for i, block in enumerate(stage):
+            for kind, part in zip(config.order.split("-"), block, strict=True):
+                if kind == "C":
+                    x = mbconv(x, part, 2 if i == 0 else 1)
+                    continue
+                tokens = x.permute(0, 2, 3, 1)
+                tokens = tokens + attend(layer_norm(tokens, part.norm), part.attention, kind)
+                hidden = activate(layer_norm(tokens, part.ffn_norm) @ part.ffn[0].weight.T + part.ffn[0].bias)
+                x = (tokens + hidden @ part.ffn[2].weight.T + part.ffn[2].bias).permute(0, 3, 1, 2)
+    head = model.head
+    hidden = torch.tanh(layer_norm(x.mean((2, 3)), head.norm) @ head.dense.weight.T + head.dense.bias)
+    return hidden @ head.logits.weight.T + head.logits.bias
+
+
+def test_batch_norm_follows_the_official_momentum_in_training() -> None:
+    torch.manual_seed(0)
+    model = MaxViT(32, 3, 10, widths=(16,), depths=(2,), stem_width=16).double().train()
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    moving = {
+        name: [torch.zeros(m.num_features).double(), torch.ones(m.num_features).double()] for name, m in norms.items()
+    }
+
+    def record(name: str, x: Tensor) -> None:
+        # Keras, fused: moving * 0.99 + batch * 0.01, the variance over all values of a channel by count - 1.
+        values = x.detach().transpose(0, 1).flatten(1)
+        mean = values.sum(1) / values.shape[1]
+        var = (values - mean[:, None]).square().sum(1) / (values.shape[1] - 1)
+        moving[name] = [moving[name][0] * 0.99 + mean * 0.01, moving[name][1] * 0.99 + var * 0.01]
+
+    for name, module in norms.items():
+        module.register_forward_pre_hook(lambda _, args, name=name: record(name, args[0]))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(torch.randn(4, 3, 32, 32, dtype=torch.float64)), torch.randint(10, (4,)))
+        loss.backward()
+        optimizer.step()
+    assert len(norms) == 1 + 2 * 3
+    for name, module in norms.items():
+        torch.testing.assert_close(module.running_mean, moving[name][0], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(module.running_var, moving[name][1], rtol=1e-10, atol=1e-12)
+        assert ((module.running_var - 1).abs() > 0.01).any(), name
+
+
+def test_checkpointing_changes_no_gradient_and_no_statistic() -> None:
+    results = []
+    for checkpointing in (False, True):
+        model = small(drop_path=0.5, checkpointing=checkpointing).train()
+        saved = 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal saved
+            saved += tensor.numel()
+            return tensor
+
+        torch.manual_seed(1)
+        for _ in range(2):
+            with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+                loss = model(torch.randn(4, 3, 32, 32)).logsumexp(1).sum()
+            loss.backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        results.append((gradients, dict(model.named_buffers()), saved))
+    (gradients, buffers, all_saved), (gradients_again, buffers_again, few_saved) = results
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradients_again[name], gradient, rtol=0, atol=0)
+    for name, buffer in buffers.items():
+        assert torch.equal(buffers_again[name], buffer), name
+    assert few_saved < all_saved / 3
+
+
+def test_a_new_head_has_other_classes_and_the_rest_stays() -> None:
+    model = small()
+    model.info = {"class_names": list("abcdefghij"), "images_seen": 5}
+    x = torch.randn(1, 3, 32, 32)
+    pooled, dense = model.pooled(x), model.head.dense.weight.clone()
+    model.reset_head(4)
+    assert model(x).shape == (1, 4)
+    assert model.head.logits.bias.eq(0).all()
+    assert 0.01 < model.head.logits.weight.std() < 0.03
+    torch.testing.assert_close(model.pooled(x), pooled, rtol=0, atol=0)
+    assert torch.equal(model.head.dense.weight, dense)
+    assert model.arguments()["num_classes"] == 4
+    assert model.info == {"images_seen": 5}
+    with pytest.raises(ValueError, match="at least 2 classes, not 1"):
+        model.reset_head(1)
 
 
 def test_maps_halve_at_every_stage_and_pool_to_the_classifier() -> None:
@@ -215,12 +299,29 @@ def test_maps_stay_in_channels_last_memory() -> None:
     [
         (32, {"window_size": 1}, "backbone.window_size 1 does not fit the 16 x 16 map of stage 1 at 32 px"),
         (32, {"window_size": 3}, "backbone.window_size 3 does not fit the 16 x 16"),
-        (32, {"window_size": None}, "backbone.window_size 1 does not fit"),
+        (
+            32,
+            {"window_size": None},
+            r"window_size 1 \(resolution / 32\) does not fit .* 2, 4 or 8 would .* 64 is the near",
+        ),
+        (
+            36,
+            {"window_size": 4},
+            "map of stage 1 at 36 px: 3 or 9 would fit this resolution, and 32 or 48 is the nearest",
+        ),
+        (
+            70,
+            {"window_size": 7},
+            "17.5 x 17.5 map of stage 2 at 70 px: no window would fit this .* and 56 or 84 is the",
+        ),
         (32, {"window_size": 16}, "backbone.window_size 16 does not fit the 8 x 8 map of stage 2"),
         (28, {"window_size": 7, "depths": (1,) * 3, "widths": (16,) * 3}, "does not fit the 3.5 x 3.5 map of stage 3"),
         (32, {"widths": (16, 24)}, "a width of 24 is no multiple of head_dim 16"),
         (32, {"depths": (1, 0)}, r"backbone.depths must give every stage at least one block, not \(1, 0\)"),
         (32, {"depths": (1,)}, "must have the same length"),
+        (32, {"gelu": "none"}, "backbone.gelu must be tanh or erf, not 'none'"),
+        (32, {"padding": "valid"}, "backbone.padding must be same or symmetric, not 'valid'"),
+        (32, {"shortcut": "pool4"}, "backbone.shortcut must be pool2 or pool3, not 'pool4'"),
         (32, {"order": "BA-C-GA"}, "must begin with C"),
         (32, {"order": "C-XX"}, "order must join parts"),
         (32, {"window": 4}, "no setting 'window': did you mean 'window_size'"),

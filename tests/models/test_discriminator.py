@@ -75,7 +75,7 @@ def test_official_weights_give_the_official_penalty(official: Callable) -> None:
     case = official("hit_128", "discriminator")
     model, order = official_discriminator(case.variables)
     images = torch.from_numpy(case.arrays["discriminator_input"]).permute(0, 3, 1, 2).requires_grad_()
-    penalty = gradient_penalty(model(images), images)
+    penalty = gradient_penalty(model(images), images).mean()
     penalty.backward()
     assert penalty.item() == pytest.approx(float(case.arrays["r1"]), rel=1e-3)
     parameters = dict(model.named_parameters())
@@ -89,7 +89,7 @@ def test_penalty_equals_double_backward_image_by_image() -> None:
     images = torch.randn(3, 1, 8, 8, dtype=torch.float64)
     labels = torch.tensor([2, 0, 1])
     batch = images.clone().requires_grad_()
-    gradient_penalty(model(batch, labels), batch).backward()
+    gradient_penalty(model(batch, labels), batch).mean().backward()
     ours = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     # The squared norm by finite differences of the logit, and its derivative by finite differences of one weight.
@@ -103,7 +103,7 @@ def test_penalty_equals_double_backward_image_by_image() -> None:
                 total += float(slopes.square().sum())
         return total / len(images)
 
-    assert gradient_penalty(model(batch, labels), batch).item() == pytest.approx(penalty(), rel=1e-6)
+    assert gradient_penalty(model(batch, labels), batch).mean().item() == pytest.approx(penalty(), rel=1e-6)
     for module in ("from_rgb", "blocks.0.conv2", "blocks.0.skip", "dense", "class_embedding"):
         name = f"{module}.weight"
         weight = model.get_parameter(name).detach().view(-1)
@@ -131,7 +131,7 @@ def test_every_parameter_gets_a_finite_gradient_penalty_included() -> None:
     real, fake = torch.randn(4, 3, 16, 16, requires_grad=True), torch.randn(4, 3, 16, 16)
     labels = torch.tensor([0, 1, 2, 3, 4, 4, 4, 0])
     real_logits, fake_logits = model(torch.cat([real, fake]), labels).chunk(2)
-    penalty = gradient_penalty(real_logits, real)
+    penalty = gradient_penalty(real_logits, real).mean()
     second = dict(
         zip(
             dict(model.named_parameters()),
@@ -145,7 +145,7 @@ def test_every_parameter_gets_a_finite_gradient_penalty_included() -> None:
             assert gradient is not None, name
             assert gradient.isfinite().all(), name
             assert gradient.any(), name
-    (discriminator_loss(real_logits, fake_logits) + penalty).backward()
+    (discriminator_loss("non_saturating", real_logits, fake_logits) + penalty).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name

@@ -38,7 +38,7 @@ GENERATOR = GeneratorConfig(
 TINY = GanConfig(
     generator=GENERATOR,
     discriminator=DiscriminatorConfig(1 / 128, 16),
-    loss=LossConfig(r1_interval=2),
+    loss=LossConfig(r2_gamma=0.1, penalty_interval=2),
     training=TrainingConfig(images=96, batch_size=16, accumulation=2),
     evaluation=EvaluationConfig(enabled=False),
     run=RunConfig(log_every=48, sample_every=96, checkpoint_every=32, keep=9, tracker="none", threads=1),

@@ -15,18 +15,28 @@ def log_sigmoid(x: float) -> float:
 
 def test_losses_are_the_logistic_ones() -> None:
     real, fake = [0.3, -2.0, 5.0], [1.5, -0.7, 0.1]
-    discriminator = discriminator_loss(torch.tensor(real), torch.tensor(fake))
+    discriminator = discriminator_loss("non_saturating", torch.tensor(real), torch.tensor(fake))
     # -E log sigmoid(D(real)) - E log(1 - sigmoid(D(fake)))
     expected = -sum(map(log_sigmoid, real)) / 3 - sum(math.log(1 - 1 / (1 + math.exp(-x))) for x in fake) / 3
     assert discriminator.item() == pytest.approx(expected, rel=1e-6)
     # Non-saturating: -E log sigmoid(D(fake))
-    assert generator_loss(torch.tensor(fake)).item() == pytest.approx(-sum(map(log_sigmoid, fake)) / 3, rel=1e-6)
+    assert generator_loss("non_saturating", None, torch.tensor(fake)).item() == pytest.approx(
+        -sum(map(log_sigmoid, fake)) / 3, rel=1e-6
+    )
+
+
+def test_relativistic_losses_compare_pairs() -> None:
+    real, fake = [0.3, -2.0, 5.0], [1.5, -0.7, 0.1]
+    ours = discriminator_loss("relativistic", torch.tensor(real), torch.tensor(fake)).item()
+    assert ours == pytest.approx(-sum(log_sigmoid(r - f) for r, f in zip(real, fake, strict=True)) / 3, rel=1e-6)
+    ours = generator_loss("relativistic", torch.tensor(real), torch.tensor(fake)).item()
+    assert ours == pytest.approx(-sum(log_sigmoid(f - r) for r, f in zip(real, fake, strict=True)) / 3, rel=1e-6)
 
 
 def test_losses_stay_finite_at_extreme_logits() -> None:
     logits = torch.tensor([1e4, -1e4])
-    assert discriminator_loss(logits, logits).item() == pytest.approx(1e4)
-    assert generator_loss(logits).item() == pytest.approx(5e3)
+    assert discriminator_loss("non_saturating", logits, logits).item() == pytest.approx(1e4)
+    assert generator_loss("non_saturating", None, logits).item() == pytest.approx(5e3)
 
 
 def quadratic(images: Tensor, weight: Tensor) -> Tensor:
@@ -37,7 +47,7 @@ def quadratic(images: Tensor, weight: Tensor) -> Tensor:
 def test_penalty_is_the_mean_squared_norm_of_the_gradient_and_has_its_derivative() -> None:
     images = torch.randn(3, 2, 2, 2, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(2, 2, 2, dtype=torch.float64, requires_grad=True)
-    penalty = gradient_penalty(quadratic(images, weight), images)
+    penalty = gradient_penalty(quadratic(images, weight), images).mean()
     torch.testing.assert_close(penalty, (2 * weight * images).square().sum((1, 2, 3)).mean())
     (slope,) = torch.autograd.grad(penalty, weight)
     torch.testing.assert_close(slope, (8 * weight * images.square()).mean(0))
@@ -49,7 +59,7 @@ def test_a_scale_changes_nothing_but_the_range(scale: float) -> None:
     weight = torch.randn(2, 2, 2, requires_grad=True)
     results = []
     for factor in (1.0, scale):
-        penalty = gradient_penalty(quadratic(images, weight), images, factor)
+        penalty = gradient_penalty(quadratic(images, weight), images, factor).mean()
         results.append((penalty, *torch.autograd.grad(penalty, weight)))
     # Powers of two are exact.
     torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=0)
