@@ -102,9 +102,9 @@ def test_boxes_follow_augmentation(detection: ModuleType, tmp_path: Path) -> Non
     config = detection.DetectionConfig(resolution=64, scale_min=0.5, scale_max=1.5)
     augmented = detection.Augmented(items, config)
     torch.manual_seed(0)
-    flipped = 0
+    sides = set()
     for _ in range(20):
-        ([image], [target]) = detection.collate([augmented[0]])
+        ([image], [target]) = detection.collate([augmented[1]])  # the rectangle: tight also where the crop cuts it
         assert image.shape == (3, 64, 64)
         assert type(target["boxes"]) is torch.Tensor
         assert len(target["boxes"]) == len(target["labels"]) == len(target["masks"])
@@ -116,8 +116,26 @@ def test_boxes_follow_augmentation(detection: ModuleType, tmp_path: Path) -> Non
             assert right == pytest.approx(columns.max().item() + 1, abs=3)
             assert bottom == pytest.approx(rows.max().item() + 1, abs=3)
             assert image[0, mask.bool()].mean() > 0.9  # white, where the mask is
-            middle = (top + bottom) / 2
-            flipped += bool(mask[int(middle), int(left) + 1])
+            sides.add(round(right - left))
+    assert len(sides) > 5
+
+
+def test_flips_mirror_image_box_and_mask(detection: ModuleType, tmp_path: Path) -> None:
+    coco(tmp_path)
+    items = detection.CocoDataset(str(tmp_path), str(tmp_path / "coco.json"))
+    plain, target = items[0]
+    torch.manual_seed(0)
+    flipped = 0
+    for _ in range(20):
+        image, changed = detection.Augmented(items, detection.DetectionConfig())[0]
+        if torch.equal(image, plain):
+            assert torch.equal(changed["masks"], target["masks"])
+            assert changed["boxes"].tolist() == [[4.0, 6.0, 34.0, 40.0]]
+        else:
+            flipped += 1
+            assert torch.equal(image, plain.flip(2))
+            assert torch.equal(changed["masks"], target["masks"].flip(2))
+            assert changed["boxes"].tolist() == [[6.0, 6.0, 36.0, 40.0]]
     assert 0 < flipped < 20
 
 
