@@ -274,8 +274,10 @@ def judge(
         right, detections = right + int(hits.any(0).sum()), detections + len(boxes)
         if index < 16:
             names = [items.names[int(label) - 1] for label in labels]
-            drawn = draw_bounding_boxes((image * 255).to(torch.uint8), boxes, names, colors="yellow")
-            pictures.append(v2.functional.resize(drawn, [256, 256]))
+            picture = (image * 255).to(torch.uint8)
+            if len(boxes):
+                picture = draw_bounding_boxes(picture, boxes, names, colors="yellow")
+            pictures.append(v2.functional.resize(picture, [256, 256]))
     with atomic_path(output / "detections.json") as path:
         path.write_text(json.dumps(results))
     with atomic_path(output / "detections.png") as path:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -145,7 +146,13 @@ def test_detection_runs_on_coco_from_a_classifier(
     detection: ModuleType, tmp_path: Path, masks: bool, capsys: pytest.CaptureFixture
 ) -> None:
     files = coco(tmp_path)
-    small = {"stem_width": 8, "stem_stride": 2, "widths": (16,) * 4, "depths": (1,) * 4, "window_size": None}
+    small: dict[str, Any] = {
+        "stem_width": 8,
+        "stem_stride": 2,
+        "widths": (16,) * 4,
+        "depths": (1,) * 4,
+        "window_size": None,
+    }
     export_model(MaxViT(96, 3, 5, **small), tmp_path / "classifier.safetensors", {})
     config = detection.DetectionConfig(
         **files, test_images=files["images"], test_annotations=files["annotations"],
