@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 TINY = [
     "--generator.latent_dim=8", "--generator.width=16", "--generator.head_dim=8", "--generator.latent_tokens=4",
     "--generator.norm=layer", "--discriminator.max_width=16", "--training.batch_size=16", "--run.tracker=none",
-    "--run.log_every=16", "--run.threads=1",
+    "--run.log_every=16", "--run.threads=1", "--loss.r2_gamma=0.1",
 ]  # fmt: skip
 TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--"]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
