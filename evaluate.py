@@ -3,6 +3,7 @@ all."""
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,13 @@ from tqdm import tqdm
 
 from maxgan.cli import fail, parse
 from maxgan.config import DataConfig, EvaluateConfig
-from maxgan.evaluation.evaluate import is_generator, score_generator, score_images
+from maxgan.evaluation.evaluate import (
+    default_extractor,
+    default_reference,
+    is_generator,
+    score_generator,
+    score_images,
+)
 from maxgan.evaluation.extractors import load_extractor
 from maxgan.evaluation.protocols import Scores
 from maxgan.files import atomic_path
@@ -36,22 +43,31 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def evaluate(config: EvaluateConfig, accelerator: Accelerator) -> Scores:
     """Return the scores that `config` asks for; every process must call this."""
-    extractor = load_extractor(config.extractor)
     fakes = Path(config.fakes) if config.fakes is not None else newest_export()
+    generator = load_generator(fakes, accelerator.device) if is_generator(fakes) else None
+    if generator is None and not fakes.is_dir() and not zipfile.is_zipfile(fakes):
+        raise ValueError(f"fakes {fakes} is neither a generator (.safetensors), nor a folder or a zip of images")
+    source = str(getattr(generator, "info", {}).get("source", "")) if generator is not None else "digits"
+    name, reference = config.extractor or default_extractor(source), config.reference or default_reference(source)
+    if name is None or not reference:
+        raise ValueError(
+            f"{fakes} was trained on {source or 'unknown images'}, for which there is no embedded extractor: name a "
+            "classifier of yours with --extractor, and the images to compare with with --reference"
+        )
+    extractor = load_extractor(name)
     with tqdm(unit=" images", leave=False, disable=not accelerator.is_main_process) as bar:
-        if not is_generator(fakes):
+        if generator is None:
             # Both are cut to what the extractor looks at, so that sets of mixed sizes can be compared.
             reals, images = (
                 DataConfig(source=source, resolution=extractor.resolution, channels=extractor.channels)
-                for source in (config.reference, str(fakes))
+                for source in (reference, str(fakes))
             )
             return score_images(images, reals, extractor, accelerator, bar.update)
         accelerator.print(f"scoring {fakes}")
-        generator = load_generator(fakes, accelerator.device)
-        reference = DataConfig(source=config.reference, resolution=generator.resolution, channels=generator.channels)
+        data = DataConfig(source=reference, resolution=generator.resolution, channels=generator.channels)
         name = str(fakes)
         return score_generator(
-            generator, name, reference, extractor, accelerator, config.n, config.seed, bar.update, config.truncation
+            generator, name, data, extractor, accelerator, config.n, config.seed, bar.update, config.truncation
         )
 
 

@@ -55,6 +55,7 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> None:
     in_grid = seeds[: config.grid_columns**2] if config.grid is not None else seeds[:0]
     first: list[Tensor] = []
     write_images(watch(batches, config.n, accelerator, in_grid, first), output, config.overwrite)
+    accelerator.print(f"{config.n} images are in {output}")
     if config.grid is not None:
         first = gather_object(first)
         with together():

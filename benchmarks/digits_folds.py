@@ -35,7 +35,7 @@ def write_images(indices: np.ndarray, folder: Path) -> None:
 def main() -> int:
     """Train and measure all folds; return the exit code of a training that a signal stopped, else 0."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=24_000, help="images seen in the training of one fold")
+    parser.add_argument("--images", type=int, default=60_000, help="images seen in the training of one fold")
     parser.add_argument("--folder", type=Path, default=Path("runs/digits_folds"), help="where images and runs go")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads; unset: all cores")
     arguments = parser.parse_args()

@@ -232,8 +232,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class EmaConfig:
-    """Moving average of weights and BatchNorm statistics: the generator or classifier that is sampled, measured and
-    exported."""
+    """Moving average of weights and BatchNorm statistics: the network that is sampled, measured and exported."""
 
     half_life: float = 20_000
     """Half-life in images seen; 0 for no average."""
@@ -491,10 +490,10 @@ class EvaluateConfig:
 
     fakes: str | None = None
     """What is scored: a generator file, or a folder or zip of images; unset: the newest run's generator."""
-    reference: str = "digits"
-    """Images to compare with: `digits`, a folder or a zip."""
-    extractor: str = "digits"
-    """`digits` (embedded) or the file of a classifier exported by train_classifier.py."""
+    reference: str | None = None
+    """Images to compare with: `digits`, a folder or a zip; unset: `digits` for a generator of digits and for images."""
+    extractor: str | None = None
+    """`digits` (embedded) or the file of a classifier exported by train_classifier.py; unset: as with reference."""
     n: int | None = None
     """Number of samples of a generator; unset: as many as the reference has, at most 50,000."""
     seed: int = 0

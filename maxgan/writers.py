@@ -26,6 +26,7 @@ from maxgan.files import TEMPORARY_PREFIX, atomic_path, naming_full_disk, refuse
 
 METADATA = "dataset.json"
 # Who wrote a folder: only such a one is ever replaced.
+NO_FORMATS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".tar", ".gz", ".npy", ".pt", ".pth", ".safetensors"}
 MAKER = {"made_by": "maxgan"}
 ARCHIVES = (".zip", ".npz")
 ENCODERS = 4
@@ -113,6 +114,8 @@ class _Part(NamedTuple):
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
+    if output.suffix.lower() in NO_FORMATS:
+        raise ValueError(f"output {output} has an unknown ending: name a folder, a .zip or an .npz")
     if not overwrite:
         refuse_existing(output)
     elif output.is_dir() and any(output.iterdir()):

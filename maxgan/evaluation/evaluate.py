@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
-from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
 
 from maxgan.config import DataConfig
 from maxgan.data.loader import ImageDataset, evaluation_batches
@@ -145,8 +144,9 @@ def score_images(
     progress: Progress | None = None,
 ) -> Scores:
     """Score a folder or zip of images against reference images."""
-    real = features_of_images(ImageDataset(reference), extractor, accelerator, progress)
-    fake = features_of_images(ImageDataset(images), extractor, accelerator, progress)
+    reals, fakes = ImageDataset(reference), ImageDataset(images)
+    real = features_of_images(reals, extractor, accelerator, progress)
+    fake = features_of_images(fakes, extractor, accelerator, progress)
     return compare(real, fake, feature_protocol(extractor, len(fake)))
 
 
@@ -163,4 +163,4 @@ def default_reference(source: str) -> str:
 
 def is_generator(path: Path) -> bool:
     """Return whether a path names a model rather than images."""
-    return path.suffix == ".safetensors" or (path / SAFETENSORS_SINGLE_FILE).is_file()
+    return path.suffix == ".safetensors" or (path.is_dir() and any(path.glob("*.safetensors")))

@@ -130,7 +130,9 @@ class Network(nn.Module, ModelHubMixin, library_name="maxgan", model_card_templa
         """
         path = Path(pretrained_model_name_or_path)
         if path.is_dir():
-            path = path / SAFETENSORS_SINGLE_FILE
+            # A run's folder holds its export under another name.
+            files = sorted(path.glob("*.safetensors"))
+            path = files[0] if len(files) == 1 else path / SAFETENSORS_SINGLE_FILE
         elif not path.is_file() and path.suffix != ".safetensors":
             try:
                 path = Path(

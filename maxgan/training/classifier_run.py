@@ -34,6 +34,9 @@ from maxgan.training.session import execute
 
 EXPORT_NAME = "classifier.safetensors"
 SCORES = "scores.json"
+# After as many, BatchNorm's running statistics hold 0.1 % of their initial values; of activations with a small variance
+# the initial 1 is otherwise the larger part.
+SETTLED_UPDATES = 700
 TEST_BATCH_SIZE = 128
 # Up to so many classes, a picture of the confusion matrix has room for names and counts.
 LABELLED_CLASSES = 20
@@ -113,6 +116,12 @@ class ClassifierRun:
         self.directory = directory
         self.accelerator = accelerator
         self.command = command
+        updates = config.training.images // config.training.batch_size
+        if updates < SETTLED_UPDATES:
+            accelerator.print(
+                f"note: {updates} updates are few for BatchNorm's running statistics (momentum 0.01), so that accuracy "
+                f"may be far lower than in training: raise training.images to {SETTLED_UPDATES} updates or more"
+            )
         randaugment = RandAugment(config.mix) if config.mix.randaugment_ops else None
         self.dataset = ImageDataset(config.data, augment=randaugment)
         facts = self.dataset.facts
@@ -230,7 +239,7 @@ def open_test(
         raise ValueError(f"the images of the setting test can't be used: {error}") from error
     if dataset.labels is None:
         raise ValueError(
-            f"the images of test {config.test} have no labels to measure accuracy by: add them, or set test null"
+            f"the images of test {config.test} have no labels to measure accuracy by: add them, or set --test null"
         )
     own = dataset.source.class_names
     named = own if class_names is None else tuple(class_names)
@@ -239,7 +248,7 @@ def open_test(
         what = f"{odd[0]!r} is a class of only one of them" if odd else "their order differs"
         raise ValueError(
             f"test {config.test} has {len(own)} classes and {owner} has {facts.num_classes}"
-            f"{f' ({what})' if own != named else ''}: give both the same classes, or set test null"
+            f"{f' ({what})' if own != named else ''}: give both the same classes, or set --test null"
         )
     return dataset
 

@@ -97,7 +97,7 @@ def test_the_scripts_take_the_newest_run(
 ) -> None:
     generator = MaxViTGenerator(16, 1, 10, width=16, head_dim=8, latent_dim=8, latent_tokens=4, norm="layer")
     for name in ("old", "new"):
-        export_model(generator, tmp_path / "runs" / name / "generator.safetensors", {})
+        export_model(generator, tmp_path / "runs" / name / "generator.safetensors", {"source": "digits-train"})
     monkeypatch.chdir(tmp_path)
     sample.main(["--n=12", "--grid=grid.png", "--cpu=true", "--threads=1"])
     assert "runs/new/generator.safetensors" in capsys.readouterr().out
@@ -110,10 +110,30 @@ def test_the_scripts_take_the_newest_run(
 def test_the_script_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
         (["--fakes=nowhere"], "nowhere"),
-        (["--extractor=inception"], "there is no extractor inception"),
+        ([f"--fakes={tmp_path}", "--extractor=inception"], "there is no extractor inception"),
         (["--n=1"], "n must be at least 2"),
     ):
         with pytest.raises(SystemExit) as stop:
             evaluate.main([*arguments, "--cpu=true", "--threads=1"])
         assert stop.value.code in (1, 2)
         assert words in capsys.readouterr().err
+
+
+def test_a_generator_of_other_images_is_not_judged_by_digits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generator = MaxViTGenerator(16, 3, 0, width=16, head_dim=8, latent_dim=8, latent_tokens=4)
+    export_model(generator, tmp_path / "run" / "generator.safetensors", {"source": "photos.zip"})
+    with pytest.raises(SystemExit):
+        evaluate.main([f"--fakes={tmp_path}/run", "--cpu=true", "--threads=1"])
+    assert "trained on photos.zip, for which there is no embedded extractor" in capsys.readouterr().err
+
+
+def test_an_output_of_no_known_format_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generator = MaxViTGenerator(8, 1, 0, width=16, head_dim=8, latent_dim=8, latent_tokens=4)
+    export_model(generator, tmp_path / "run" / "generator.safetensors", {})
+    with pytest.raises(SystemExit):
+        sample.main([f"--model={tmp_path}/run", f"--output={tmp_path}/x.jpg", "--cpu=true", "--threads=1"])
+    assert "unknown ending: name a folder, a .zip or an .npz" in capsys.readouterr().err
+    sample.main([f"--model={tmp_path}/run", "--n=3", f"--output={tmp_path}/x", "--cpu=true", "--threads=1"])
+    assert len(list((tmp_path / "x").glob("*.png"))) == 3
