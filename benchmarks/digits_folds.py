@@ -17,7 +17,8 @@ from sklearn.model_selection import StratifiedKFold
 from maxgan.config import ClassifierConfig, DataConfig, RunConfig, TrainingConfig
 from maxgan.data.sources import open_source
 from maxgan.files import atomic_path
-from maxgan.training.classifier_run import SCORES, train_classifier
+from maxgan.training.classifier_run import train_classifier
+from maxgan.training.run import SCORES
 
 FOLDS = 5
 

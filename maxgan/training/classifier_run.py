@@ -29,11 +29,10 @@ from maxgan.training.classifier import ClassifierTrainer
 from maxgan.training.image_augment import RandAugment
 from maxgan.training.loop import Loop
 from maxgan.training.pictures import plot_curves
-from maxgan.training.run import METRICS, read_metrics
+from maxgan.training.run import CURVES, METRICS, SCORES, read_metrics
 from maxgan.training.session import execute
 
 EXPORT_NAME = "classifier.safetensors"
-SCORES = "scores.json"
 # After as many, BatchNorm's running statistics hold 0.1 % of their initial values; of activations with a small variance
 # the initial 1 is otherwise the larger part.
 SETTLED_UPDATES = 700
@@ -154,8 +153,10 @@ class ClassifierRun:
 
     @property
     def complete(self) -> bool:
-        """Whether all is done: there is no test set, or scores.json tells of this one."""
+        """Whether all is done: there are curves, and no test set, or scores.json tells of this one."""
         file = self.directory / SCORES
+        if not (self.directory / CURVES).exists():
+            return False
         if self.test is None or not file.exists():
             return self.test is None
         told = json.loads(file.read_text())
@@ -186,7 +187,7 @@ class ClassifierRun:
         scores.json comes last: it says that all is done.
         """
         if self.accelerator.is_main_process:
-            plot_curves(read_metrics(self.directory / METRICS), PANELS, self.directory / "curves.png")
+            plot_curves(read_metrics(self.directory / METRICS), PANELS, self.directory / CURVES)
         self.export()
         if self.test is None:
             return

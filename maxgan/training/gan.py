@@ -1,4 +1,4 @@
-"""Training of a GAN: the two updates, and the loop around them."""
+"""Training of a GAN: the networks, and one update of both."""
 
 from __future__ import annotations
 
@@ -49,6 +49,9 @@ class DiscriminatorObjective(nn.Module):
             r1_gamma, r2_gamma: weights of the penalties; 0 leaves one out.
             scale: see `gradient_penalty`.
         """
+        # Other tensors than the caller's: those must not come back asking for a gradient, which the generator's update
+        # would then compute for nothing.
+        real, fake = real.detach(), fake.detach()
         gammas = {"r1": r1_gamma, "r2": r2_gamma}
         penalties: dict[str, Tensor] = {}
         if (r1_gamma > 0) == (r2_gamma > 0):

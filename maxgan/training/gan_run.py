@@ -23,13 +23,12 @@ from maxgan.sampling import EXPORT_NAME, generate
 from maxgan.training.gan import GanTrainer
 from maxgan.training.loop import Loop
 from maxgan.training.pictures import plot_curves
-from maxgan.training.run import METRICS, read_metrics
+from maxgan.training.run import CURVES, METRICS, SCORES, read_metrics
 from maxgan.training.session import execute
 from maxgan.writers import image_grid
 
 GRID_IMAGES = 100
 GRID_COLUMNS = 10
-SCORES = "scores.json"
 PANELS = {
     "loss": ("loss_discriminator", "loss_generator"),
     "logits of D": ("real_logit", "fake_logit"),
@@ -89,8 +88,9 @@ class GanRun:
 
     @property
     def complete(self) -> bool:
-        """Whether the run has its scores, or can have none."""
-        return self.extractor is None or (self.directory / SCORES).exists()
+        """Whether the run has its curves, and its scores unless it can have none."""
+        scored = self.extractor is None or (self.directory / SCORES).exists()
+        return scored and (self.directory / CURVES).exists()
 
     def begin(self) -> None:
         """Write the grid of training images."""
@@ -100,7 +100,7 @@ class GanRun:
         """Write the last samples, the curves, the scores, and the export with them."""
         self.picture()
         if self.accelerator.is_main_process:
-            plot_curves(read_metrics(self.directory / METRICS), PANELS, self.directory / "curves.png")
+            plot_curves(read_metrics(self.directory / METRICS), PANELS, self.directory / CURVES)
         self.export(self.score())
 
     def picture(self) -> None:

@@ -18,6 +18,8 @@ from maxgan.config import RunConfig, differences, learning_hash, learning_settin
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
+CURVES = "curves.png"
+SCORES = "scores.json"
 LOCK = ".lock"
 LOCK_SECONDS = 60
 

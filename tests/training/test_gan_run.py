@@ -162,6 +162,15 @@ def test_a_finished_run_says_so_and_does_nothing(whole: Path, capsys: pytest.Cap
     assert {path: path.stat().st_mtime_ns for path in (whole / "checkpoints").rglob("*")} == before
 
 
+def test_a_run_that_was_killed_before_its_curves_gets_them(whole: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "killed"
+    shutil.copytree(whole, directory)
+    (directory / "curves.png").unlink()
+    assert train(at(directory)) == 0
+    assert (directory / "curves.png").stat().st_size > 0
+    assert_same(whole / "checkpoints/images-000000096", directory / "checkpoints/images-000000096")
+
+
 def test_a_folder_of_another_config_is_refused(whole: Path) -> None:
     config = at(whole, replace(TINY, optim=replace(TINY.optim, lr=1e-3)))
     with pytest.raises(ValueError, match=r"holds a run with other settings .*optim.lr: 0.0005 -> 0.001"):
