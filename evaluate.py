@@ -1,5 +1,4 @@
-"""Score a generator, or a folder or zip of images, against reference images: `evaluate.py --fakes FILE`; --help lists
-all."""
+"""Score a generator, or images, against reference images: `evaluate.py --fakes FILE`; --help lists all."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from maxgan.cli import fail, parse
+from maxgan.cli import parse, plain_errors
 from maxgan.config import DataConfig, EvaluateConfig
 from maxgan.evaluation.evaluate import (
     default_extractor,
@@ -30,14 +29,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and score; a user's mistake ends in one sentence."""
     config, _ = parse(EvaluateConfig, argv)
     accelerator = start(config.threads, cpu=config.cpu)
-    try:
+    with plain_errors():
         scores = evaluate(config, accelerator)
         accelerator.print(scores.table())
         if config.output is not None and accelerator.is_main_process:
             with atomic_path(config.output) as path:
                 path.write_text(scores.to_json())
-    except (ValueError, OSError) as error:
-        fail(str(error), code=1)
     accelerator.end_training()
 
 

@@ -12,22 +12,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from maxgan.checkpoint import together
-from maxgan.cli import fail, parse
+from maxgan.cli import parse, plain_errors
 from maxgan.config import SampleConfig
-from maxgan.files import atomic_path
-from maxgan.runtime import start
+from maxgan.runtime import share_of, start
 from maxgan.sampling import EXPORT_NAME, generate, load_generator, newest_export
-from maxgan.writers import Batch, image_grid, write_images
+from maxgan.writers import Batch, image_grid, save_picture, write_images
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and sample; a user's mistake ends in one sentence."""
     config, _ = parse(SampleConfig, argv)
     accelerator = start(config.threads, cpu=config.cpu)
-    try:
+    with plain_errors():
         sample(config, accelerator)
-    except (ValueError, OSError) as error:
-        fail(str(error), code=1)
     # Not after an unexpected error: with NCCL it would wait for processes that still work.
     accelerator.end_training()
 
@@ -41,12 +38,10 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> None:
     seeds = range(config.seed, config.seed + config.n)
     accelerator.print(f"sampling {config.n} images of {generator.resolution} px from {model} to {output}")
 
-    rank, processes = accelerator.process_index, accelerator.num_processes
-    # Not split_between_processes: with fewer seeds than processes it gives the last one several times.
-    share = seeds[config.n * rank // processes : config.n * (rank + 1) // processes]
+    share = share_of(config.n, accelerator)
     batches = generate(
         generator,
-        share,
+        seeds[share.start : share.stop],
         config.batch_size,
         accelerator.device,
         parse_classes(config.classes),
@@ -60,8 +55,7 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> None:
         first = gather_object(first)
         with together():
             if accelerator.is_main_process:
-                with atomic_path(config.grid) as path:
-                    image_grid(torch.cat(first), config.grid_columns).save(path)
+                save_picture(image_grid(torch.cat(first), config.grid_columns), config.grid)
 
 
 def watch(

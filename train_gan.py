@@ -2,20 +2,18 @@
 
 import sys
 
-from maxgan.cli import fail, parse
+from maxgan.cli import parse, plain_errors
 from maxgan.config import GanConfig
 
 
 def main() -> int:
     """Parse, train, and return the exit code."""
     config, name = parse(GanConfig)
-    # torch takes seconds to import: not before the settings are known to be right.
-    from maxgan.training.gan_run import train_gan
+    with plain_errors():
+        # torch takes seconds to import: not before the settings are known to be right.
+        from maxgan.training.gan_run import train_gan
 
-    try:
         return train_gan(config, name)
-    except (ValueError, OSError) as error:
-        fail(str(error), code=1)
 
 
 if __name__ == "__main__":

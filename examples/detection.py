@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Mask
 from torchvision.utils import draw_bounding_boxes, make_grid
 
-from maxgan.cli import fail, parse
+from maxgan.cli import parse, plain_errors
 from maxgan.config import BackboneConfig
 from maxgan.files import atomic_path
 from maxgan.models import MaxViT
@@ -342,8 +341,5 @@ def train(config: DetectionConfig) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    try:
+    with plain_errors():
         train(parse(DetectionConfig)[0])
-    except (ValueError, OSError) as error:
-        fail(str(error), code=1)
-    sys.exit(0)

@@ -7,7 +7,8 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
@@ -129,6 +130,20 @@ def fail(message: str, code: int = 2) -> NoReturn:
     """Print one sentence and end the process, without a traceback: for a user's mistake."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(code)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """End the process with one sentence where the block raises what a user can mend, and on Ctrl-C.
+
+    Exit codes: 1 for ValueError and OSError, 130 for an interrupt.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        fail(str(error), code=1)
+    except KeyboardInterrupt:
+        fail("interrupted; what was saved before is whole", code=130)
 
 
 def to_yaml(config: Any) -> str:

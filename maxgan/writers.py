@@ -61,6 +61,12 @@ def image_grid(images: Tensor, columns: int = 8, gap: int = 2, min_side: int = 6
     return to_picture(canvas)
 
 
+def save_picture(picture: Image.Image, path: str | Path) -> None:
+    """Write a picture as PNG, whole or not at all."""
+    with atomic_path(path) as temporary:
+        picture.save(temporary, "png")
+
+
 def to_picture(image: Tensor) -> Image.Image:
     """Return an image uint8 `(C, H, W)` with 1 to 4 channels as a picture of mode L, LA, RGB or RGBA."""
     pixels = image.permute(1, 2, 0).contiguous().numpy()

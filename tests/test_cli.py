@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import maxgan.config
-from maxgan.cli import available_cores, fail, field_types, parse, to_yaml
+from maxgan.cli import available_cores, fail, field_types, parse, plain_errors, to_yaml
 from maxgan.config import (
     ClassifierConfig,
     EvaluateConfig,
@@ -196,3 +196,25 @@ def test_all_config_classes_are_frozen() -> None:
     classes = [value for value in classes if dataclasses.is_dataclass(value)]
     assert len(classes) > 10
     assert all(config.__dataclass_params__.frozen for config in classes)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (ValueError("no such zip"), 1, "error: no such zip\n"),
+        (OSError("the disk is full"), 1, "error: the disk is full\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted; what was saved before is whole\n"),
+    ],
+)
+def test_what_a_user_can_mend_ends_in_one_sentence(
+    error: BaseException, code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop, plain_errors():
+        raise error
+    assert stop.value.code == code
+    assert capsys.readouterr().err == words
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(RuntimeError), plain_errors():
+        raise RuntimeError("ours to mend")

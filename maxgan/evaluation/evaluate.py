@@ -12,6 +12,7 @@ from maxgan.config import DataConfig
 from maxgan.data.loader import ImageDataset, evaluation_batches
 from maxgan.evaluation.extractors import Extractor
 from maxgan.evaluation.protocols import FeatureSet, Scores, compare, extract, feature_protocol
+from maxgan.runtime import share_of
 from maxgan.sampling import Generator, generate
 
 MAX_IMAGES = 50_000
@@ -33,12 +34,6 @@ def matched_labels(labels: np.ndarray, count: int, num_classes: int, seed: int =
     result = np.repeat(np.arange(num_classes), counts)
     np.random.default_rng(seed).shuffle(result)
     return result.tolist()
-
-
-def share_of(count: int, accelerator: Accelerator) -> range:
-    """Return the contiguous range of 0 ... count - 1 that this process works on."""
-    rank, processes = accelerator.process_index, accelerator.num_processes
-    return range(count * rank // processes, count * (rank + 1) // processes)
 
 
 def features_of_images(

@@ -41,7 +41,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from maxgan.cli import fail
+from maxgan.cli import plain_errors
 from maxgan.models import names
 from maxgan.models.backbone import SIZES, MaxViT
 from maxgan.models.names import Entry
@@ -279,13 +279,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", required=True, choices=SIZES, help="size of the model")
     parser.add_argument("--resolution", type=int, default=224, help="side of the images; tables are resized to it")
     arguments = parser.parse_args(argv)
-    try:
+    with plain_errors():
         if Path(arguments.dest).suffix != ".safetensors":
             raise ValueError(f"the file to write must end in .safetensors, not {arguments.dest}")
         model = convert_file(arguments.source, arguments.format, arguments.size, arguments.resolution)
         export_model(model, arguments.dest, {"source": f"{Path(arguments.source).name} ({arguments.format})"})
-    except (ValueError, OSError) as error:
-        fail(str(error), code=1)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{arguments.dest}: {parameters:,} parameters, {model.num_classes} classes, {model.resolution} px")
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,16 +14,17 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from maxgan.config import ClassifierConfig, ClassifierOptimConfig, ImageFacts, differences
+from maxgan.data.loader import Batch
 from maxgan.data.transforms import to_float
 from maxgan.models import MaxViT
 from maxgan.models.convert import load_resized
+from maxgan.training.averaging import moving_average
+from maxgan.training.draws import seed_of
 from maxgan.training.image_augment import Mix, change_affine
-from maxgan.training.schedules import ema_decay
 
-Batch = tuple[Tensor, Tensor]
 # Beside what the data loader draws from the same seed, so that no two uses share a stream.
 AFFINE, MIX = 2, 3
 # Settings of the backbone that may change from one training to the next.
@@ -71,7 +72,7 @@ class ClassifierTrainer:
         self.mix = Mix(config.mix, facts.num_classes) if config.mix.mixup or config.mix.cutmix else None
         self.ema: AveragedModel | None = None
         if config.ema.half_life:
-            self.ema = AveragedModel(network, multi_avg_fn=self._average, use_buffers=True).requires_grad_(False)
+            self.ema = moving_average(network, config.ema, training.batch_size, lambda: self.images_seen)
         self.network, self.optimizer, self.schedule = accelerator.prepare(network, optimizer, schedule)
         self.network.train()
 
@@ -145,13 +146,8 @@ class ClassifierTrainer:
         if affine.rotate or affine.scale or affine.shift:
             x = change_affine(x, change.to(device, non_blocking=True), affine)
         if self.mix is not None:
-            entropy = np.random.SeedSequence([self.config.training.seed, MIX, self.update]).generate_state(1, np.uint64)
-            x, target = self.mix(x, target, int(entropy[0] >> np.uint64(1)))
+            x, target = self.mix(x, target, seed_of(self.config.training.seed, MIX, self.update))
         return x.contiguous(memory_format=torch.channels_last), target
-
-    def _average(self, averaged: Any, current: Any, _: Any) -> None:
-        ema, batch_size = self.config.ema, self.config.training.batch_size
-        get_ema_multi_avg_fn(ema_decay(self.images_seen, batch_size, ema.half_life, ema.warmup))(averaged, current, 0)
 
 
 def _start_from(network: MaxViT, initial: MaxViT, config: ClassifierConfig) -> None:

@@ -22,9 +22,8 @@ from maxgan.checkpoint import atomic_path, export_model, load_model
 from maxgan.config import ClassifierConfig, ImageFacts
 from maxgan.data.loader import ImageDataset, evaluation_batches
 from maxgan.data.transforms import to_float
-from maxgan.evaluation.evaluate import share_of
 from maxgan.models import MaxViT
-from maxgan.runtime import start
+from maxgan.runtime import share_of, start
 from maxgan.training.classifier import ClassifierTrainer
 from maxgan.training.image_augment import RandAugment
 from maxgan.training.loop import Loop

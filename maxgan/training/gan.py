@@ -6,19 +6,19 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from maxgan.config import GanConfig, ImageFacts, LossName
+from maxgan.data.loader import Batch
 from maxgan.data.transforms import to_float
 from maxgan.models import MaxViTGenerator, ResidualDiscriminator
+from maxgan.training.averaging import moving_average
+from maxgan.training.draws import seed_of
 from maxgan.training.losses import discriminator_loss, generator_loss, gradient_penalty
-from maxgan.training.schedules import cosine, ema_decay, lazy_adam
+from maxgan.training.schedules import cosine, lazy_adam
 
-Batch = tuple[Tensor, Tensor]
 DISCRIMINATOR, GENERATOR = 0, 1
 
 
@@ -100,7 +100,7 @@ class GanTrainer:
         discriminator = ResidualDiscriminator(*size, config=config.discriminator)
         for network in (generator, discriminator):
             network.to(accelerator.device).to(memory_format=torch.channels_last)
-        self.ema = AveragedModel(generator, multi_avg_fn=self._average, use_buffers=True).requires_grad_(False)
+        self.ema = moving_average(generator, config.ema, config.training.batch_size, lambda: self.images_seen)
 
         optim = config.optim
         betas = (float(optim.beta1), float(optim.beta2))
@@ -185,8 +185,7 @@ class GanTrainer:
     def _latents(self, phase: int, images: int) -> Iterator[Tensor]:
         """Yield the z of this process for every micro-batch of one phase of this update."""
         training = self.config.training
-        entropy = np.random.SeedSequence([training.seed, self.update, phase]).generate_state(1, np.uint64)
-        source = torch.Generator().manual_seed(int(entropy[0] >> np.uint64(1)))
+        source = torch.Generator().manual_seed(seed_of(training.seed, self.update, phase))
         z = torch.randn(training.batch_size, self.config.generator.latent_dim, generator=source)
         first = self.accelerator.process_index * training.accumulation * images
         for i in range(training.accumulation):
@@ -215,11 +214,6 @@ class GanTrainer:
     def _loss_scale(self) -> float:
         scaler = self.accelerator.scaler
         return float(scaler.get_scale()) if scaler is not None else 1.0
-
-    def _average(self, averaged: Any, current: Any, _: Any) -> None:
-        ema, batch_size = self.config.ema, self.config.training.batch_size
-        decay = ema_decay(self.images_seen, batch_size, ema.half_life, ema.warmup)
-        get_ema_multi_avg_fn(decay)(averaged, current, 0)
 
 
 def _add(metrics: dict[str, Tensor], values: dict[str, Tensor], parts: int) -> None:

@@ -25,7 +25,7 @@ from maxgan.training.loop import Loop
 from maxgan.training.pictures import plot_curves
 from maxgan.training.run import CURVES, METRICS, SCORES, read_metrics
 from maxgan.training.session import execute
-from maxgan.writers import image_grid
+from maxgan.writers import image_grid, save_picture
 
 GRID_IMAGES = 100
 GRID_COLUMNS = 10
@@ -157,12 +157,6 @@ def grid_of_reals(dataset: ImageDataset) -> tuple[list[int], int]:
     if filled == 0:
         return list(range(min(GRID_IMAGES, len(dataset)))), GRID_COLUMNS
     return [int(group[row]) for row in range(filled) for group in members], shown
-
-
-def save_picture(picture: Any, path: Path) -> None:
-    """Write a PIL picture as PNG, whole or not at all."""
-    with atomic_path(path) as temporary:
-        picture.save(temporary, "png")
 
 
 def choose_extractor(config: GanConfig, say: Callable[[str], None]) -> Extractor | None:

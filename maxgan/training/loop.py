@@ -16,12 +16,11 @@ from tqdm import tqdm
 
 from maxgan.checkpoint import find_run_state, load_run_state, save_run_state
 from maxgan.config import RunConfig, TrainingConfig
-from maxgan.data.loader import ImageDataset, training_batches
+from maxgan.data.loader import Batch, ImageDataset, training_batches
 from maxgan.runtime import StopSignal
 from maxgan.training.meters import Meters
 from maxgan.training.run import METRICS, MetricsLog
 
-Batch = tuple[Tensor, Tensor]
 CHECKPOINTS = "checkpoints"
 # With several processes, a signal is looked for every so many updates: each look waits for all of them.
 SIGNAL_INTERVAL = 8

@@ -24,8 +24,8 @@ def ema_decay(images_seen: int, batch_size: int, half_life: float, warmup: float
 def lazy_adam(lr: float, beta1: float, beta2: float, interval: int) -> tuple[float, tuple[float, float]]:
     """Return Adam's lr and betas for a network whose penalty runs every `interval` updates (StyleGAN2, appendix B).
 
-    One cycle of k updates and one penalty counts as k + 1 updates: with c = k / (k + 1), lr * c, beta1 ** c, beta2 **
-    c.
+    One cycle of k updates and one penalty counts as k + 1 updates: with c = k / (k + 1), they are lr * c, beta1 ** c
+    and beta2 ** c.
     """
     c = interval / (interval + 1) if interval > 1 else 1.0
     return lr * c, (float(beta1**c), float(beta2**c))

@@ -17,9 +17,10 @@ import sample
 from maxgan.checkpoint import export_model
 from maxgan.config import DataConfig
 from maxgan.data.loader import ImageDataset, evaluation_batches
-from maxgan.evaluation.evaluate import matched_labels, score_generator, score_images, share_of
+from maxgan.evaluation.evaluate import matched_labels, score_generator, score_images
 from maxgan.evaluation.extractors import load_extractor
 from maxgan.models import MaxViTGenerator
+from maxgan.runtime import share_of
 from maxgan.writers import Batch, write_images
 
 
