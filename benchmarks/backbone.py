@@ -9,9 +9,10 @@ faster of timm and torchvision in the same round, eager to eager and compiled to
 drifts doesn't change it. `of matmul` is the share of the matrix product's arithmetic rate: multiply-adds of
 convolutions, linear layers and attention products at two operations each, a training step counted as three forwards.
 
-Weights are random, stochastic depth is off, and all maps are channels_last (`--peer_formats` measures timm and
-torchvision in plain memory too, and compares with the fastest). A training step is forward, cross-entropy, backward and
-AdamW. Inductor's freezing for compiled forwards: TORCHINDUCTOR_FREEZING=1 in the environment, for all models alike.
+`maxgan fused` is our model after `fuse()`, for inference alone. Weights are random, stochastic depth is off, and all
+maps are channels_last (`--peer_formats` measures timm and torchvision in plain memory too, and compares with the
+fastest). A training step is forward, cross-entropy, backward and AdamW. Inductor's freezing for compiled forwards:
+TORCHINDUCTOR_FREEZING=1 in the environment, for all models alike.
 """
 
 from __future__ import annotations
@@ -155,14 +156,6 @@ def multiply_adds(name: str, size: str, resolution: int) -> float:
     return counter.get_total_flops() / 2
 
 
-def fused(model: nn.Module) -> nn.Module | None:
-    """Return a copy of our model with BatchNorm folded into the convolutions, if it can be folded."""
-    if not hasattr(model, "fuse"):
-        return None
-    twin: Any = copy.deepcopy(model).eval()
-    return twin.fuse() or twin
-
-
 def compare(
     arguments: argparse.Namespace, models: dict[str, nn.Module], mode: str, precision: str, execution: str
 ) -> list[dict[str, Any]]:
@@ -287,8 +280,8 @@ def main() -> None:
         for memory in ["channels_last"] if name == OURS else arguments.peer_formats:
             label = name if memory == "channels_last" else f"{name} contiguous"
             models[label] = copy.deepcopy(model).to(memory_format=FORMATS[memory])
-        if name == OURS and (folded := fused(models[OURS])) is not None:
-            models[FUSED] = folded
+            if isinstance(model, MaxViT):
+                models[FUSED] = model.to(memory_format=torch.channels_last).fuse()
     tables: list[list[dict[str, Any]]] = []
     for setting in itertools.product(arguments.modes, arguments.precision, arguments.execution):
         tables.append(compare(arguments, models, *setting))

@@ -15,6 +15,7 @@ from maxgan.config import BackboneConfig, GeluForm, Padding
 from maxgan.models.block import MaxViTBlock
 from maxgan.models.network import Network
 from maxgan.nn.activation import make_gelu
+from maxgan.nn.fuse import fold_after, in_parts
 from maxgan.nn.mbconv import padded_conv
 from maxgan.nn.norm import LAYER_NORM_EPS, make_norm
 
@@ -47,9 +48,22 @@ class Stem(nn.Module):
         self.norm = make_norm("batch", width)
         self.gelu = make_gelu(gelu)
         self.conv2 = padded_conv(width, width, 3, padding=padding)
+        self.fused = False
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.fused:
+            return in_parts(self._layers, x, self.conv1.out_channels * x.shape[2] * x.shape[3])
+        return self._layers(x)
+
+    def _layers(self, x: Tensor) -> Tensor:
         return self.conv2(self.gelu(self.norm(self.conv1(x))))
+
+    def fuse(self) -> None:
+        """Fold the norm into the convolution before it; from here on take a few images at once."""
+        self.fused = True
+        if isinstance(self.norm, nn.BatchNorm2d):
+            self.conv1 = fold_after(self.conv1, self.norm)
+            self.norm = nn.Identity()
 
 
 class Stage(nn.Sequential):
@@ -63,8 +77,15 @@ class Stage(nn.Sequential):
     def __init__(self, *blocks: MaxViTBlock, checkpointing: bool = False) -> None:
         super().__init__(*blocks)
         self.checkpointing = checkpointing
+        self.widest = 0
+
+    def fuse(self) -> None:
+        """From here on take a few images at once."""
+        self.widest = max(module.out_channels for module in self.modules() if isinstance(module, nn.Conv2d))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.widest:
+            return in_parts(super().forward, x, self.widest * x.shape[2] * x.shape[3])
         for block in self:
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False, context_fn=partial(_contexts, block))

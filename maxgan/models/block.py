@@ -9,6 +9,7 @@ from torchvision.ops import StochasticDepth
 
 from maxgan.config import GeluForm, Padding, Shortcut
 from maxgan.nn.attention import FeedForward, RelativeAttention, to_map, to_tokens
+from maxgan.nn.fuse import fold_before
 from maxgan.nn.mbconv import MBConv
 from maxgan.nn.norm import make_norm
 
@@ -67,6 +68,17 @@ class AttentionLayer(nn.Module):
         """Map `(N, C, H, W)` to the same shape."""
         x = x + self.drop_path(to_map(self.attention(to_tokens(self.norm(x)))))
         return x + self.drop_path(to_map(self.ffn(to_tokens(self.ffn_norm(x)))))
+
+    def fuse(self) -> None:
+        """Fold the norms into the linear layers after them, where they are BatchNorms."""
+        if isinstance(self.norm, nn.BatchNorm2d) and isinstance(self.attention, RelativeAttention):
+            self.attention.qkv = fold_before(self.norm, self.attention.qkv)
+            self.norm = nn.Identity()
+        if isinstance(self.ffn_norm, nn.BatchNorm2d):
+            expand = self.ffn[0]
+            assert isinstance(expand, nn.Linear)
+            self.ffn[0] = fold_before(self.ffn_norm, expand)
+            self.ffn_norm = nn.Identity()
 
 
 class MaxViTBlock(nn.Sequential):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     """
     logits = q @ k.transpose(-2, -1)
     if bias is not None:
-        logits = logits + bias
+        logits += bias
     weights = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
     return weights.to(v.dtype) @ v
 
@@ -87,12 +89,28 @@ class RelativeAttention(nn.Module):
         self.out = nn.Linear(channels, channels)
         self.relative_bias = nn.Parameter(torch.empty(self.heads, 2 * size - 1, 2 * size - 1))
         nn.init.normal_(self.relative_bias, std=0.02)
+        self.fused_bias: Tensor | None
+        self.register_buffer("fused_bias", None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(N, H, W, C)` to `(N, H, W, C)`."""
         q, k, v = split(self.qkv(x), self.size, self.axis, parts=3, heads=self.heads)
-        y = attend(q * self.scale, k, v, relative_bias(self.relative_bias).to(q.dtype))
+        if self.fused_bias is None:
+            q, bias = q * self.scale, relative_bias(self.relative_bias)
+        else:
+            bias = self.fused_bias
+        y = attend(q, k, v, bias.to(q.dtype))
         return self.out(merge(y, x.shape[1], x.shape[2], self.size, self.axis))
+
+    def fuse(self) -> None:
+        """Spread the table of biases, and scale the queries by scaling the layer that makes them."""
+        channels = self.qkv.in_features
+        scale = torch.ones_like(self.qkv.bias)
+        scale[:channels] = self.scale
+        self.qkv = copy.deepcopy(self.qkv).requires_grad_(False)
+        self.qkv.weight.mul_(scale[:, None])
+        self.qkv.bias.mul_(scale)
+        self.fused_bias = relative_bias(self.relative_bias.detach())
 
     def extra_repr(self) -> str:
         return f"axis={self.axis}, size={self.size}, heads={self.heads}"

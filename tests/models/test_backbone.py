@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from maxgan.models import MaxViT
+from maxgan.models.network import export_model
 
 OFFICIAL = [
     ("tiny", 224, 30_916_528, 5.55),
@@ -333,3 +335,37 @@ def test_settings_that_do_not_fit(resolution: int, settings: dict[str, Any], mes
     arguments = {"channels": 3, "num_classes": 10, "widths": (16, 32), "depths": (1, 1), **settings}
     with pytest.raises(ValueError, match=message):
         MaxViT(resolution, **arguments)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"gelu": "erf", "padding": "symmetric", "shortcut": "pool3"}, {"stem_stride": 2, "window_size": 2}]
+)
+def test_a_fused_copy_gives_the_same_maps_and_logits(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maxgan.nn.fuse.PART_BYTES", 100_000)  # so that five images come in parts
+    network = MaxViT(32, 3, 10, **settings).double()
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.add_(torch.rand_like(tensor) if name.endswith("var") else 0.2 * torch.randn_like(tensor))
+    network.eval().to(memory_format=torch.channels_last)
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    images = torch.randn(5, 3, 32, 32, dtype=torch.float64).to(memory_format=torch.channels_last)
+    fused = network.fuse()
+    with torch.no_grad():
+        for x, y in zip(
+            [*network.features(images), network(images)], [*fused.features(images), fused(images)], strict=True
+        ):
+            assert (x - y).abs().max() <= 1e-10 * x.std()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    # The network itself is as it was, and can be trained.
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
+    network.train()(images).sum().backward()
+
+
+def test_a_fused_copy_is_for_inference_alone(tmp_path: Path) -> None:
+    fused = MaxViT(16, 1, 10).fuse()
+    assert not fused(torch.randn(2, 1, 16, 16)).requires_grad
+    with pytest.raises(ValueError, match="fused"):
+        fused.train()
+    with pytest.raises(ValueError, match="fused"):
+        export_model(fused, tmp_path / "fused.safetensors", {})

@@ -78,6 +78,7 @@ def test_official_weights_give_the_official_outputs(official: Callable) -> None:
     assert deviations(last.permute(0, 2, 3, 1), case.arrays["stage_4"]) < 1e-5
     assert deviations(pooled, case.arrays["pooled"]) < 1e-5
     assert deviations(model.classify(pooled), case.arrays["logits"]) < 1e-5
+    assert deviations(model.fuse()(images), case.arrays["logits"]) < 1e-5
 
 
 @pytest.mark.parametrize(
