@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import signal
 import sys
 from types import FrameType
@@ -15,6 +16,10 @@ from accelerate import Accelerator
 from maxgan.cli import available_cores
 
 PR_SET_PDEATHSIG = 1
+# glibc's malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+KEPT_FREE_BYTES = 2**31 - 1
+TOP_PAD_BYTES = 1 << 28
 
 
 def start(threads: int | None = None, precision: str = "no", cpu: bool = False, **options: Any) -> Accelerator:
@@ -33,10 +38,24 @@ def start(threads: int | None = None, precision: str = "no", cpu: bool = False, 
     if accelerator.device.type == "cpu" or threads is not None:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
         torch.set_num_threads(threads or max(1, available_cores() // max(1, local)))
+    if accelerator.device.type == "cpu":
+        _keep_memory()
     if accelerator.device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     _follow_launcher()
     return accelerator
+
+
+def _keep_memory() -> None:
+    """With glibc, let this process keep the memory it has freed, for the tensors to come.
+
+    By default blocks of 32 MB and more, such as the maps of a batch, are taken from the system and given back each
+    time. To get their pages anew cost a third of the time of training a classifier with batches of 128 at 32 px.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, KEPT_FREE_BYTES), (M_TOP_PAD, TOP_PAD_BYTES)):
+            libc.mallopt(parameter, value)
 
 
 def _follow_launcher() -> None:
