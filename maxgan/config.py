@@ -116,6 +116,30 @@ class GeneratorConfig:
 
 
 @dataclass(frozen=True)
+class HiTConfig:
+    """The HiT generator; numbers of every stage go from the map of 8 px to the resolution."""
+
+    latent_dim: int = 256
+    """Size of the latent vector z; published are 256 at 128 px and 512 at 256 and 1024 px."""
+    latent_tokens: int = 16
+    """Number of latent tokens that every stage attends to."""
+    widths: tuple[int, ...] | None = None
+    """Channels of every stage, each a multiple of its heads; unset: as published, at 1024 px (512, 512, 256, 128, 64,
+    64, 32, 32)."""
+    depths: tuple[int, ...] | None = None
+    """Attention or MLP layers of every stage; unset: as published, 2 up to 64 px."""
+    heads: tuple[int, ...] | None = None
+    """Attention heads of every stage, even where there are patches; unset: as published, (16, 8, 4, 4) and 4 above."""
+    patch_sizes: tuple[int, ...] | None = None
+    """Side of the patches of every stage's self-attention, or 0 for MLPs in its place; unset: as published, (4, 4, 8,
+    8) up to 64 px and 0 above."""
+    norm: Norm = "batch"
+    """Normalisation: `batch` (ghost batches with norm_group) or `layer`."""
+    norm_group: int | None = None
+    """Images a batch statistic is taken over (ghost BatchNorm); unset: all that a process holds at once."""
+
+
+@dataclass(frozen=True)
 class DiscriminatorConfig:
     """The residual discriminator of StyleGAN2, as HiT uses it."""
 

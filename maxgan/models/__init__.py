@@ -4,6 +4,7 @@ from maxgan.models.backbone import MaxViT
 from maxgan.models.block import MaxViTBlock
 from maxgan.models.discriminator import ResidualDiscriminator
 from maxgan.models.generator import MaxViTGenerator
+from maxgan.models.hit import HiTGenerator
 from maxgan.models.network import Network
 
-__all__ = ["MaxViT", "MaxViTBlock", "MaxViTGenerator", "Network", "ResidualDiscriminator"]
+__all__ = ["HiTGenerator", "MaxViT", "MaxViTBlock", "MaxViTGenerator", "Network", "ResidualDiscriminator"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from maxgan.config import GeneratorConfig, check_gan_resolution
 from maxgan.models.block import MaxViTBlock
-from maxgan.models.network import Network
+from maxgan.models.latent import LatentGenerator
 from maxgan.nn.attention import CrossAttention, to_map, to_tokens
 from maxgan.nn.norm import make_norm
 from maxgan.nn.resample import PixelShuffleUp
@@ -113,7 +113,7 @@ class Stage(nn.Module):
         return self.blocks(x)
 
 
-class MaxViTGenerator(Network):
+class MaxViTGenerator(LatentGenerator):
     """A GAN generator of MaxViT blocks (MaxViT, arXiv 2204.01697, section 4.4 and appendix A.4).
 
     z is projected to a first map, and to a few latent tokens. Every stage attends to the tokens (HiT's self-modulation,
@@ -155,21 +155,10 @@ class MaxViTGenerator(Network):
             raise ValueError(
                 f"generator.base_resolution must be a power of two from 4 to the resolution {resolution}, not {base}"
             )
-        if config.latent_dim < 1 or config.latent_tokens < 1:
-            raise ValueError(
-                "generator.latent_dim and generator.latent_tokens must be at least 1, "
-                f"not {config.latent_dim}, {config.latent_tokens}"
-            )
         sides = [base << i for i in range((resolution // base).bit_length())]
         widths = stage_widths(config, len(sides))
         depths = stage_depths(config, len(sides))
-        latent = self.latent_dim * (2 if num_classes else 1)
-
-        self.class_embedding = nn.Embedding(num_classes, self.latent_dim) if num_classes else None
-        self.first_map = nn.Linear(latent, widths[0] * base * base)
-        self.tokens = nn.Linear(latent, config.latent_tokens * widths[0])
-        self.token_position = nn.Parameter(torch.empty(1, config.latent_tokens, 1, widths[0]))
-        self.token_norm = make_norm(config.norm, widths[0], config.norm_group)
+        self.add_latent_layers(widths[0], base)
         self.stages = nn.ModuleList(
             Stage(width, widths[0], side, window, depth, config)
             for width, side, window, depth in zip(widths, sides, stage_windows(config, sides), depths, strict=True)
@@ -177,15 +166,7 @@ class MaxViTGenerator(Network):
         self.ups = nn.ModuleList(PixelShuffleUp(a, b) for a, b in pairwise(widths))
         self.out_norm = make_norm(config.norm, widths[-1], config.norm_group)
         self.out = nn.Conv2d(widths[-1], channels, 1)
-        self.apply(_initialise)
-        nn.init.trunc_normal_(self.token_position, std=0.02)
-        if self.class_embedding is not None:
-            nn.init.normal_(self.class_embedding.weight)
-
-    @property
-    def latent_dim(self) -> int:
-        """Size of z."""
-        return self.config.latent_dim
+        self.draw_weights()
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return images `(N, channels, resolution, resolution)`, nominally in [-1, 1].
@@ -197,33 +178,9 @@ class MaxViTGenerator(Network):
         Raises:
             ValueError: if labels and model don't agree.
         """
-        z = self.join_class(z, labels)
-        n, base = z.shape[0], self.config.base_resolution
-        x = to_map(self.first_map(z).view(n, base, base, -1))
-        tokens = self.tokens(z).view(n, self.config.latent_tokens, 1, -1) + self.token_position
-        tokens = to_tokens(self.token_norm(to_map(tokens))).flatten(1, 2)
+        x, tokens = self.embed(z, labels)
         for i, stage in enumerate(self.stages):
             x = stage(x, tokens)
             if i < len(self.ups):
                 x = self.ups[i](x)
         return self.out(self.out_norm(x))
-
-    def join_class(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        """Append the class embedding to z; ValueError if labels and model don't agree."""
-        if (labels is None) != (self.class_embedding is None):
-            raise ValueError(
-                f"this generator has {self.num_classes} classes: "
-                + ("give a label for every z" if labels is None else "it is unconditional, give no labels")
-            )
-        if self.class_embedding is None or labels is None:
-            return z
-        return torch.cat([z, self.class_embedding(labels)], 1)
-
-
-def _initialise(module: nn.Module) -> None:
-    """Draw kernels from a truncated normal of deviation 0.02, zero the biases (HiT; the official MaxViT has the same
-    scale)."""
-    if isinstance(module, nn.Linear | nn.Conv2d):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
