@@ -1,4 +1,4 @@
-"""Weights from elsewhere for our backbone, and the command that turns their checkpoint files into ours.
+"""Weights from elsewhere for our networks, and the command that turns a backbone's checkpoint files into ours.
 
     python -m maxgan.models.convert SOURCE DEST --format timm --size tiny --resolution 224
 
@@ -44,8 +44,10 @@ from torch import Tensor, nn
 from maxgan.cli import plain_errors
 from maxgan.models import names
 from maxgan.models.backbone import SIZES, MaxViT
+from maxgan.models.discriminator import ResidualDiscriminator
+from maxgan.models.hit import HiTGenerator
 from maxgan.models.names import Entry
-from maxgan.models.network import export_model
+from maxgan.models.network import Network, export_model
 from maxgan.nn.attention import resize_relative_bias
 
 Source = nn.Module | Mapping[str, Any] | str | Path
@@ -64,17 +66,17 @@ OFFICIAL = {"order": "C-BA-GA", "gelu": "tanh", "padding": "same", "shortcut": "
 
 
 class Format(NamedTuple):
-    """One implementation: the settings with which our backbone computes the same, and how its weights are called.
+    """One implementation: the settings with which our network computes the same, and how its weights are called.
 
     Attributes:
-        settings: fields of BackboneConfig.
+        settings: fields of the network's config.
         clean: drops from its tensors what is no weight, and brings the names to those of `entries`.
         entries: lists (our name, their names, change of layout) for every weight of a model of ours.
     """
 
     settings: dict[str, Any]
     clean: Callable[[dict[str, Tensor]], dict[str, Tensor]]
-    entries: Callable[[MaxViT], list[Entry]]
+    entries: Callable[[Any], list[Entry]]
 
 
 FORMATS = {
@@ -86,24 +88,33 @@ FORMATS = {
         names.torchvision,
     ),
 }
+HIT = Format({"norm": "batch"}, dict, names.hit)
+RESIDUAL = Format({}, dict, names.residual)
 
 
-def from_tensorflow(model: MaxViT, source: Source) -> None:
-    """Fill a backbone with the variables of the official MaxViT (google-research/maxvit).
+def from_tensorflow(model: MaxViT | HiTGenerator | ResidualDiscriminator, source: Source) -> None:
+    """Fill a network with the variables of the official MaxViT (google-research/maxvit) or HiT
+    (google-research/hit-gan).
 
     Args:
-        model: of the same widths, depths and classes, at any resolution that its windows fit.
-        source: arrays, or a file of them (`read_weights`), by the official names such as
-            `block_00_00/attention/q/weight`, below any scope, in TensorFlow's layout: kernels (H, W, in, out),
-            depthwise (H, W, C, 1), dense (in, out), q, k, v (C, heads, d), o (heads, d, C). Of a training's checkpoint,
-            which has moving averages of all variables, these are taken and nothing else, as the official evaluation
-            does.
+        model: of the same widths, depths and classes; a backbone at any resolution that its windows fit.
+        source: arrays, or a file of them (`read_weights`), in TensorFlow's layout: kernels (H, W, in, out), depthwise
+            (H, W, C, 1), dense (in, out), q, k, v (C, heads, d), o (heads, d, C), positions (1, H, W, C). For a
+            backbone by the official names such as `block_00_00/attention/q/weight`, below any scope; of a training's
+            checkpoint, which has moving averages of all variables, these are taken and nothing else, as the official
+            evaluation does. For HiT by the names of `names.hit`, such as `stage_0/block_1/q/kernel`, and for its
+            discriminator by those of `names.residual`, such as `block_0/conv1/kernel`.
 
     Raises:
-        ValueError: if a variable is missing, left over or of another shape, or the model has settings with which it
-            would compute something else.
+        ValueError: if a variable is missing, left over or of another shape, or the model has weights of its own, such
+            as of classes, or settings with which it would compute something else.
     """
-    _fill(model, "tensorflow", source)
+    form = FORMATS["tensorflow"]
+    if isinstance(model, HiTGenerator):
+        form = HIT
+    elif isinstance(model, ResidualDiscriminator):
+        form = RESIDUAL
+    _fill(model, form, source)
 
 
 def from_timm(model: MaxViT, source: Source) -> None:
@@ -116,7 +127,7 @@ def from_timm(model: MaxViT, source: Source) -> None:
     Raises:
         ValueError: as from_tensorflow.
     """
-    _fill(model, "timm", source)
+    _fill(model, FORMATS["timm"], source)
 
 
 def from_torchvision(model: MaxViT, source: Source) -> None:
@@ -129,7 +140,7 @@ def from_torchvision(model: MaxViT, source: Source) -> None:
     Raises:
         ValueError: as from_tensorflow.
     """
-    _fill(model, "torchvision", source)
+    _fill(model, FORMATS["torchvision"], source)
 
 
 def load_resized(model: MaxViT, state_dict: Mapping[str, Tensor]) -> None:
@@ -205,13 +216,13 @@ def convert_file(path: str | Path, form: str, size: str, resolution: int = 224) 
     return model.eval()
 
 
-def _fill(model: MaxViT, form: str, source: Source) -> None:
+def _fill(model: Network, form: Format, source: Source) -> None:
     if isinstance(source, nn.Module):
         tensors = source.state_dict()
     else:
         tensors = read_weights(source) if isinstance(source, str | Path) else _as_tensors(source)
     origin = f"the weights of {source}" if isinstance(source, str | Path) else "the weights"
-    _assign(model, FORMATS[form], FORMATS[form].clean(tensors), origin)
+    _assign(model, form, form.clean(tensors), origin)
 
 
 def _as_tensors(content: Any) -> dict[str, Tensor]:
@@ -223,7 +234,7 @@ def _as_tensors(content: Any) -> dict[str, Tensor]:
         raise ValueError("something else than tensors among them") from None
 
 
-def _assign(model: MaxViT, form: Format, tensors: Mapping[str, Tensor], origin: str) -> None:
+def _assign(model: Network, form: Format, tensors: Mapping[str, Tensor], origin: str) -> None:
     """Load `tensors` into `model`, all or none; or raise ValueError, which calls them `origin`."""
     if any(getattr(model.config, name) != value for name, value in form.settings.items()):
         needed = ", ".join(f"{name}={value!r}" for name, value in form.settings.items())
@@ -237,6 +248,13 @@ def _assign(model: MaxViT, form: Format, tensors: Mapping[str, Tensor], origin: 
     problems = [f"{name} is missing" for name in sorted(known - tensors.keys())]
     problems += [f"{name} is left over" for name in sorted(tensors.keys() - known)]
     wanted = model.state_dict()
+    # What TensorFlow has no variable for (BatchNorm's count of batches) stays.
+    filled = {ours for ours, _, _ in entries}
+    problems += [
+        f"{name} of the model is not among them"
+        for name in wanted
+        if name not in filled and not name.endswith(".num_batches_tracked")
+    ]
     weights: dict[str, Tensor] = {}
     for ours, theirs, layout in entries:
         if any(name not in tensors for name in theirs):
@@ -260,7 +278,6 @@ def _assign(model: MaxViT, form: Format, tensors: Mapping[str, Tensor], origin: 
         weights[ours] = weight
     if problems:
         raise ValueError(f"{origin} don't fit the model: {'; '.join(problems)}")
-    # What TensorFlow has no variable for (BatchNorm's count of batches) stays.
     model.load_state_dict({**wanted, **weights})
 
 

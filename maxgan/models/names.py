@@ -1,4 +1,4 @@
-"""What other implementations call the weights of a MaxViT, and how they lay them out."""
+"""What other implementations call the weights of our networks, and how they lay them out."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from maxgan.models.backbone import MaxViT
+from maxgan.models.discriminator import ResidualDiscriminator
+from maxgan.models.hit import HiTGenerator, plan_stages
 
 # Our name, the names of the tensors that it is made of (none: zeros), and the change of layout.
 Entry = tuple[str, tuple[str, ...], Callable[..., Tensor]]
@@ -194,6 +196,66 @@ def _attention_layer(ours: str, official: str, suffix: str) -> Iterator[Entry]:
     yield from _affine(f"{ours}.ffn.2", f"{official}/ffn{suffix}/shrink_dense", "weight", torch.t)
 
 
+def hit(model: HiTGenerator) -> list[Entry]:
+    """Return the entries of the official HiT generator."""
+    return list(_hit(model))
+
+
+def _hit(model: HiTGenerator) -> Iterator[Entry]:
+    known = model.state_dict().keys()
+    yield from _affine("first_map", "image_dense", "kernel", torch.t)
+    yield from _affine("tokens", "token_dense", "kernel", torch.t)
+    yield "token_position", ("token_position",), _tokens_first
+    yield from _batch_norm("token_norm", "token_norm")
+    for s, plan in enumerate(plan_stages(model.resolution, model.config)):
+        stage, official = f"stages.{s}", f"stage_{s}"
+        yield f"{stage}.position", (f"{official}/position",), _channels_first
+        yield from _hit_attention(f"{stage}.cross_norm", f"{stage}.cross_attention", f"{official}/cross_attention")
+        yield from _hit_mlp(f"{stage}.cross_mlp.norm", f"{stage}.cross_mlp.ffn", f"{official}/cross_attention/mlp")
+        for b in range(plan.depth):
+            block, theirs = f"{stage}.blocks.{b}", f"{official}/block_{b}"
+            if plan.patch_size:
+                yield from _hit_attention(f"{block}.norm", f"{block}.attention", theirs)
+                yield from _hit_mlp(f"{block}.ffn_norm", f"{block}.ffn", f"{theirs}/mlp")
+            else:
+                yield from _hit_mlp(f"{block}.norm", f"{block}.ffn", theirs)
+        if f"ups.{s}.project.weight" in known:
+            yield from _affine(f"ups.{s}.project", f"{official}/upsample", "kernel", _pointwise)
+        if f"to_rgb.{s}.0.weight" in known:
+            yield from _batch_norm(f"to_rgb.{s}.0", f"{official}/to_rgb/norm")
+            yield from _affine(f"to_rgb.{s}.1", f"{official}/to_rgb", "kernel", _pointwise)
+
+
+def _hit_attention(norm: str, attention: str, official: str) -> Iterator[Entry]:
+    yield from _batch_norm(norm, f"{official}/norm")
+    for part in ("q", "kv"):
+        yield f"{attention}.{part}.weight", tuple(f"{official}/{p}/kernel" for p in part), _join_qkv_weights
+        yield f"{attention}.{part}.bias", tuple(f"{official}/{p}/bias" for p in part), _join_qkv_biases
+    yield from _affine(f"{attention}.out", f"{official}/out", "kernel", _join_heads)
+
+
+def _hit_mlp(norm: str, ffn: str, official: str) -> Iterator[Entry]:
+    yield from _batch_norm(norm, f"{official}/norm")
+    yield from _affine(f"{ffn}.0", f"{official}/fc1", "kernel", torch.t)
+    yield from _affine(f"{ffn}.2", f"{official}/fc2", "kernel", torch.t)
+
+
+def residual(model: ResidualDiscriminator) -> list[Entry]:
+    """Return the entries of HiT's official discriminator."""
+    return list(_residual(model))
+
+
+def _residual(model: ResidualDiscriminator) -> Iterator[Entry]:
+    yield from _affine("from_rgb", "from_rgb", "kernel", _convolution)
+    for i in range(len(model.blocks)):
+        yield f"blocks.{i}.skip.weight", (f"block_{i}/skip/kernel",), _convolution
+        for part in ("conv1", "conv2"):
+            yield from _affine(f"blocks.{i}.{part}", f"block_{i}/{part}", "kernel", _convolution)
+    yield from _affine("final_conv", "final_conv", "kernel", _convolution)
+    yield from _affine("dense", "dense", "kernel", torch.t)
+    yield from _affine("logit", "logit", "kernel", torch.t)
+
+
 def _affine(ours: str, official: str, kernel: str, layout: Callable[[Tensor], Tensor]) -> Iterator[Entry]:
     yield f"{ours}.weight", (f"{official}/{kernel}",), layout
     yield f"{ours}.bias", (f"{official}/bias",), same
@@ -228,3 +290,15 @@ def _join_qkv_biases(*biases: Tensor) -> Tensor:
 
 def _join_heads(weight: Tensor) -> Tensor:
     return weight.flatten(0, 1).t()
+
+
+def _pointwise(kernel: Tensor) -> Tensor:
+    return kernel.t()[:, :, None, None]
+
+
+def _channels_first(position: Tensor) -> Tensor:
+    return position.permute(0, 3, 1, 2)
+
+
+def _tokens_first(position: Tensor) -> Tensor:
+    return position.transpose(1, 2)

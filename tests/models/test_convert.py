@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.maxvit import MaxVit
 
-from maxgan.models import MaxViT, convert
+from maxgan.models import HiTGenerator, MaxViT, ResidualDiscriminator, convert
 from maxgan.models.backbone import SIZES
 from maxgan.models.convert import from_tensorflow, from_timm, from_torchvision, load_resized, read_weights
 from maxgan.models.names import clean_tensorflow
@@ -206,6 +206,59 @@ def test_conversion_lists_what_is_missing_left_over_or_of_another_shape(official
         "place of (2, 13, 13)",
         "inner_dense/weight as head.dense.weight has the shape (3,) in place of (512, 512)",
     ]
+
+
+def zeros_of(model: str) -> dict[str, np.ndarray]:
+    """Return the variables of the official HiT `generator` or `discriminator` at 128 px, all zero."""
+    listing = json.loads((FIXTURES / "hit_128.json").read_text())[model]["variables"]
+    return {name: np.broadcast_to(np.float32(0), shape) for name, shape in listing}
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+def test_hit_and_its_discriminator_are_as_strict() -> None:
+    message = "the weights don't fit the model: "
+    arrays = zeros_of("generator")
+    arrays["stage_0/block_2/q/kernel"] = np.zeros((512, 16, 32), np.float32)
+    arrays["stage_1/upsample/bias"] = np.zeros(128, np.float32)
+    arrays["stage_2/position"] = np.zeros((32, 32, 256), np.float32)
+    del arrays["stage_3/block_1/k/bias"], arrays["stage_4/to_rgb/norm/moving_mean"]
+    with torch.device("meta"):
+        model = HiTGenerator.from_resolution(128)
+    with pytest.raises(ValueError, match=message) as error:
+        from_tensorflow(model, arrays)
+    assert str(error.value).removeprefix(message).split("; ") == [
+        "stage_3/block_1/k/bias is missing",
+        "stage_4/to_rgb/norm/moving_mean is missing",
+        "stage_0/block_2/q/kernel is left over",
+        "stage_1/upsample/bias as ups.1.project.bias has the shape (128,) in place of (256,)",
+        "stage_2/position can't be brought to the shape (1, 256, 32, 32) of stages.2.position",
+    ]
+    arrays = zeros_of("discriminator")
+    arrays["block_5/skip/kernel"] = arrays.pop("block_4/skip/kernel")
+    with torch.device("meta"):
+        discriminator = ResidualDiscriminator(128)
+    with pytest.raises(ValueError, match=message) as error:
+        from_tensorflow(discriminator, arrays)
+    assert str(error.value).removeprefix(message).split("; ") == [
+        "block_4/skip/kernel is missing",
+        "block_5/skip/kernel is left over",
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+def test_weights_without_classes_need_a_model_without_classes() -> None:
+    own = "class_embedding.weight of the model is not among them"
+    with torch.device("meta"):
+        generator, discriminator = HiTGenerator.from_resolution(128, 3, 10), ResidualDiscriminator(128, 3, 10)
+        normed = HiTGenerator.from_resolution(128, norm="layer")
+    with pytest.raises(ValueError, match=f"{own}; image_dense/kernel as .* in place of"):
+        from_tensorflow(generator, zeros_of("generator"))
+    with pytest.raises(ValueError, match=f"don't fit the model: {own}$"):
+        from_tensorflow(discriminator, zeros_of("discriminator"))
+    with pytest.raises(ValueError, match="need a model with norm='batch', not norm='layer': build it with those"):
+        from_tensorflow(normed, zeros_of("generator"))
+    with pytest.raises(ValueError, match=r"have no name like .*: check the format"):
+        from_tensorflow(discriminator, zeros_of("generator"))
 
 
 def test_a_refused_conversion_changes_nothing(small_timm: nn.Module) -> None:

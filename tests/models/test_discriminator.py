@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from maxgan.models import ResidualDiscriminator
+from maxgan.models import ResidualDiscriminator, names
+from maxgan.models.convert import from_tensorflow
 from maxgan.training.losses import discriminator_loss, gradient_penalty
 
 
@@ -50,15 +51,9 @@ def test_widths_follow_the_rule(resolution: int, multiplier: float, max_width: i
 def official_discriminator(variables: dict[str, np.ndarray]) -> tuple[ResidualDiscriminator, list[str]]:
     """Return the model with the official weights, and our names in the order of the official list."""
     model = ResidualDiscriminator(128)
-    weights, order = {}, []
-    for name, array in variables.items():
-        *path, leaf = name.replace("block_", "blocks.").split("/")
-        ours = ".".join([*path, "weight" if leaf == "kernel" else leaf])
-        # HWIO kernels and (in, out) matrices.
-        weights[ours] = torch.from_numpy(array.transpose((3, 2, 0, 1) if array.ndim == 4 else None))
-        order.append(ours)
-    model.load_state_dict(weights)
-    return model.to(memory_format=torch.channels_last), order
+    from_tensorflow(model, variables)
+    ours = {theirs: name for name, (theirs,), _ in names.residual(model)}
+    return model.to(memory_format=torch.channels_last), [ours[name] for name in variables]
 
 
 def test_official_weights_give_the_official_logits(official: Callable) -> None:
