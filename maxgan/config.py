@@ -17,6 +17,7 @@ LossName = Literal["non_saturating", "relativistic"]
 GeluForm = Literal["tanh", "erf"]
 Padding = Literal["same", "symmetric"]
 Shortcut = Literal["pool2", "pool3"]
+Normalization = Literal["half", "imagenet"]
 
 
 @dataclass(frozen=True)
@@ -184,11 +185,19 @@ class BackboneConfig:
     shortcut: Shortcut = "pool2"
     """Shortcut of a halving block: mean over 2x2, then a 1x1 convolution where the width changes; or `pool3`, mean over
     3x3 at stride 2, then always a 1x1 convolution, as in torchvision."""
+    normalization: Normalization = "half"
+    """What the weights take of images in [0, 1]: mean and deviation of 0.5 removed (`half`, so [-1, 1]), or ImageNet's
+    (`imagenet`, RGB alone), as for torchvision's weights. The network's input is [-1, 1] in any case."""
     checkpointing: bool = False
     """Keep only each block's input for the backward pass and compute the rest again: less memory, a third more time."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("gelu", GeluForm), ("padding", Padding), ("shortcut", Shortcut)):
+        for name, choices in (
+            ("gelu", GeluForm),
+            ("padding", Padding),
+            ("shortcut", Shortcut),
+            ("normalization", Normalization),
+        ):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(
                     f"backbone.{name} must be {' or '.join(get_args(choices))}, not {getattr(self, name)!r}"

@@ -35,6 +35,8 @@ SIZES = {
     "large": _paper_size(128, 128, (2, 6, 14, 2)),
     "xlarge": _paper_size(192, 192, (2, 6, 14, 2)),
 }
+# Of RGB in [0, 1]; torchvision's figures, which the field has in common.
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Stem(nn.Module):
@@ -147,6 +149,8 @@ class MaxViT(Network):
 
     config_class = BackboneConfig
     config: BackboneConfig
+    input_mean: Tensor
+    input_deviation: Tensor
 
     def __init__(
         self,
@@ -165,6 +169,13 @@ class MaxViT(Network):
         total = sum(config.depths)
         blocks_before = 0
         width = config.stem_width
+        if config.normalization == "imagenet":
+            if channels != 3:
+                raise ValueError(f"backbone.normalization imagenet is for 3 channels, not {channels}: set it to half")
+            self.register_buffer("input_mean", 2 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1) - 1, persistent=False)
+            self.register_buffer(
+                "input_deviation", 2 * torch.tensor(IMAGENET_DEVIATION).view(3, 1, 1), persistent=False
+            )
         self.stem = Stem(channels, width, config.stem_stride, config.gelu, config.padding)
         self.stages = nn.ModuleList()
         for outputs, depth in zip(config.widths, config.depths, strict=True):
@@ -212,6 +223,8 @@ class MaxViT(Network):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the map of every stage, `(N, C_i, H_i, W_i)`, for images `(N, channels, H, W)` in [-1, 1]."""
+        if self.config.normalization == "imagenet":
+            x = (x - self.input_mean) / self.input_deviation
         x = self.stem(x)
         maps = []
         for stage in self.stages:

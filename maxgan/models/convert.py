@@ -14,9 +14,10 @@ Not converted: timm's maxvit_*_rw_* and maxvit_rmlp_*, another network. Their st
 its input's width with SiLU, BatchNorm and LayerNorm have other epsilons, the last norm comes before pooling, and most
 have no hidden layer in the head: five more settings that serve nothing else.
 
-Weights expect images normalised as in their training. Our networks take [-1, 1], as do the official and timm's weights
-at 384 and 512 px and those of ImageNet-21K; the official and timm's of ImageNet-1K at 224 px, and torchvision's, were
-trained with ImageNet's mean and deviation.
+Weights expect images normalised as in their training, and our networks take [-1, 1]: `--normalization` says what is to
+be done between. `half`, nothing, is right for the official and timm's weights at 384 and 512 px and those of
+ImageNet-21K; `imagenet` for the official and timm's of ImageNet-1K at 224 px, and, taken if nothing is said, for
+torchvision's.
 
 Official checkpoints are TensorFlow's own format, for which there is no maintained reader without TensorFlow. With it,
 
@@ -33,7 +34,7 @@ import pickle
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from maxgan.cli import plain_errors
+from maxgan.config import Normalization
 from maxgan.models import names
 from maxgan.models.backbone import SIZES, MaxViT
 from maxgan.models.discriminator import ResidualDiscriminator
@@ -186,7 +188,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     raise ValueError(f"{path} must be a .npz, .safetensors, .pth, .pt or .bin file of named tensors")
 
 
-def convert_file(path: str | Path, form: str, size: str, resolution: int = 224) -> MaxViT:
+def convert_file(
+    path: str | Path, form: str, size: str, resolution: int = 224, normalization: Normalization | None = None
+) -> MaxViT:
     """Return the backbone of a checkpoint file, in eval mode; it has the weights' number of classes and channels.
 
     Args:
@@ -194,6 +198,7 @@ def convert_file(path: str | Path, form: str, size: str, resolution: int = 224) 
         form: `tensorflow`, `timm` or `torchvision`.
         size: see MaxViT.from_name.
         resolution: may differ from that of the weights.
+        normalization: see BackboneConfig; None takes `imagenet` for torchvision's weights and `half` for others.
 
     Raises:
         ValueError: as read_weights, MaxViT and from_tensorflow.
@@ -201,6 +206,8 @@ def convert_file(path: str | Path, form: str, size: str, resolution: int = 224) 
     if form not in FORMATS:
         raise ValueError(f"the format must be one of {', '.join(FORMATS)}, not {form!r}")
     settings, clean, entries = FORMATS[form]
+    if normalization is None:
+        normalization = "imagenet" if form == "torchvision" else "half"
     tensors = clean(read_weights(path))
     with torch.device("meta"):
         sketch = MaxViT.from_name(size, resolution, **settings)
@@ -211,7 +218,7 @@ def convert_file(path: str | Path, form: str, size: str, resolution: int = 224) 
             classes = len(layout(tensors[theirs[0]]))
         if ours == "stem.conv1.weight" and theirs[0] in tensors and tensors[theirs[0]].dim() == 4:
             channels = layout(tensors[theirs[0]]).shape[1]
-    model = MaxViT.from_name(size, resolution, classes, channels, **settings)
+    model = MaxViT.from_name(size, resolution, classes, channels, **settings, normalization=normalization)
     _assign(model, FORMATS[form], tensors, f"the weights of {path}")
     return model.eval()
 
@@ -295,11 +302,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--format", required=True, choices=FORMATS, help="whose weights they are")
     parser.add_argument("--size", required=True, choices=SIZES, help="size of the model")
     parser.add_argument("--resolution", type=int, default=224, help="side of the images; tables are resized to it")
+    parser.add_argument(
+        "--normalization", choices=get_args(Normalization), help="what the weights take; unset: that of the format"
+    )
     arguments = parser.parse_args(argv)
     with plain_errors():
         if Path(arguments.dest).suffix != ".safetensors":
             raise ValueError(f"the file to write must end in .safetensors, not {arguments.dest}")
-        model = convert_file(arguments.source, arguments.format, arguments.size, arguments.resolution)
+        model = convert_file(
+            arguments.source, arguments.format, arguments.size, arguments.resolution, arguments.normalization
+        )
         export_model(model, arguments.dest, {"source": f"{Path(arguments.source).name} ({arguments.format})"})
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{arguments.dest}: {parameters:,} parameters, {model.num_classes} classes, {model.resolution} px")

@@ -42,7 +42,8 @@ class ClassifierTrainer:
         config: the settings.
         facts: of the images, with at least 2 classes.
         accelerator: made with step_scheduler_with_optimizer=False, or it would step the schedule once for each process.
-        initial: classifier to start from, of the same settings but for its resolution; None for random weights.
+        initial: classifier to start from, of the same settings but for its resolution; of another number of classes,
+            its last layer starts with random weights. None for random weights throughout.
 
     Attributes:
         ema: the averaged classifier (`ema.module`), not wrapped; None without an average.
@@ -153,10 +154,7 @@ class ClassifierTrainer:
 def _start_from(network: MaxViT, initial: MaxViT, config: ClassifierConfig) -> None:
     """Fill `network` with the weights of `initial`, the classifier of the file config.init."""
     if initial.num_classes != network.num_classes:
-        raise ValueError(
-            f"init {config.init} knows {initial.num_classes} classes and data.source {config.data.source} has "
-            f"{network.num_classes}: give both the same classes"
-        )
+        initial.reset_head(network.num_classes)
     old, new = (dataclasses.asdict(model.config) for model in (initial, network))
     if changes := differences(old, {**new, **{name: old[name] for name in FREE_OF_WEIGHTS}}, "backbone."):
         raise ValueError(

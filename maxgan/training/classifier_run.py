@@ -138,6 +138,11 @@ class ClassifierRun:
             names = self.dataset.source.class_names
             self.test = open_test(config, facts, names, f"data.source {config.data.source}")
         initial = None if config.init is None else load_model(config.init, expect=MaxViT)
+        if initial is not None and initial.num_classes != facts.num_classes:
+            accelerator.print(
+                f"note: init {config.init} knows {initial.num_classes} classes and {config.data.source} has "
+                f"{facts.num_classes}: its last layer starts anew"
+            )
         self.trainer = ClassifierTrainer(config, facts, accelerator, initial)
         self.loop = Loop(
             config.run,
@@ -192,7 +197,7 @@ class ClassifierRun:
             return
         self.accelerator.wait_for_everyone()
         exported = load_model(self.directory / EXPORT_NAME, self.accelerator.device, expect=MaxViT)
-        accuracy = measure_accuracy(exported, self.test, self.accelerator)
+        accuracy = measure_accuracy(exported.fuse(), self.test, self.accelerator)
         self.accelerator.wait_for_everyone()  # all have read the file before it is written anew
         self.accelerator.print(accuracy.describe(self.config.test))
         if self.accelerator.is_main_process:
@@ -267,7 +272,7 @@ def evaluate_classifier(config: ClassifierConfig) -> int:
     facts = ImageFacts(network.resolution, network.channels, network.num_classes)
     test = open_test(config, facts, network.info.get("class_names"), f"the classifier {config.evaluate}")
     accelerator.print(test.describe())
-    accelerator.print(measure_accuracy(network, test, accelerator).describe(config.test))
+    accelerator.print(measure_accuracy(network.fuse(), test, accelerator).describe(config.test))
     accelerator.end_training()
     return 0
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.transforms.v2.functional import normalize
 
 from maxgan.models import MaxViT
 from maxgan.models.network import export_model
@@ -369,3 +370,14 @@ def test_a_fused_copy_is_for_inference_alone(tmp_path: Path) -> None:
         fused.train()
     with pytest.raises(ValueError, match="fused"):
         export_model(fused, tmp_path / "fused.safetensors", {})
+
+
+def test_images_are_normalised_as_the_weights_expect() -> None:
+    plain = MaxViT(32, 3, 10).eval()
+    network = MaxViT(32, 3, 10, normalization="imagenet").eval()
+    network.load_state_dict(plain.state_dict())
+    images = torch.rand(2, 3, 32, 32)
+    expected = plain(normalize(images, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    torch.testing.assert_close(network(2 * images - 1), expected)
+    with pytest.raises(ValueError, match=r"backbone\.normalization imagenet is for 3 channels, not 1"):
+        MaxViT(32, 1, 10, normalization="imagenet")

@@ -13,6 +13,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.maxvit import MaxVit
+from torchvision.transforms.v2.functional import normalize
 
 from maxgan.models import HiTGenerator, MaxViT, ResidualDiscriminator, convert
 from maxgan.models.backbone import SIZES
@@ -391,10 +392,15 @@ def test_the_command_converts_a_file(
     assert "7 classes, 64 px" in capsys.readouterr().out
     model = load_model(tmp_path / "m.safetensors", expect=MaxViT)
     assert model.info == {"source": f"w.pth ({form})"}
-    x = torch.randn(1, 3, 64, 64)
+    x = torch.rand(1, 3, 64, 64)
+    mean, deviation = {
+        "timm": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        "torchvision": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    }[form]
     with torch.no_grad():
-        assert deviations(model(x), theirs(x)) < 1e-5
-    convert.main([*command, "--resolution", "96"])
+        assert deviations(model(2 * x - 1), theirs(normalize(x, mean, deviation))) < 1e-5
+    convert.main([*command, "--resolution", "96", "--normalization", "half"])
+    assert load_model(tmp_path / "m.safetensors", expect=MaxViT).config.normalization == "half"
     assert load_model(tmp_path / "m.safetensors").resolution == 96
 
 

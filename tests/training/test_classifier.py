@@ -41,7 +41,13 @@ from maxgan.data.loader import ImageDataset, evaluation_batches, training_batche
 from maxgan.evaluation.extractors import load_extractor
 from maxgan.models import MaxViT
 from maxgan.training.classifier import ClassifierTrainer, make_schedule, parameter_groups
-from maxgan.training.classifier_run import evaluate_classifier, measure_accuracy, open_test, train_classifier
+from maxgan.training.classifier_run import (
+    ClassifierRun,
+    evaluate_classifier,
+    measure_accuracy,
+    open_test,
+    train_classifier,
+)
 from maxgan.training.schedules import ema_decay
 
 ROOT = Path(__file__).parents[2]
@@ -249,11 +255,24 @@ def test_a_training_starts_from_another_resolution(tmp_path: Path) -> None:
     assert tables == 2
 
 
+def test_a_training_from_other_classes_begins_its_last_layer_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = MaxViT(16, 1, 4, config=TINY)
+    export_model(old, tmp_path / "old.safetensors", {"class_names": ["a", "b", "c", "d"]})
+    config = config_for(tmp_path / "run", init=str(tmp_path / "old.safetensors"))
+    run = ClassifierRun(config, tmp_path / "run", Accelerator(cpu=True, step_scheduler_with_optimizer=False), "")
+    assert "knows 4 classes and digits-train has 10: its last layer starts anew" in capsys.readouterr().out
+    now = run.trainer.bare_network.state_dict()
+    differing = [name for name, tensor in old.state_dict().items() if not torch.equal(tensor, now[name])]
+    assert differing == ["head.logits.weight", "head.logits.bias"]
+    assert now["head.logits.weight"].shape == (10, 16)
+
+
 @pytest.mark.parametrize(
     ("init", "message"),
     [
         ("gone.safetensors", "there is no model file gone.safetensors"),
-        ("other.safetensors", "init other.safetensors knows 4 classes and data.source digits-train has 10"),
         ("order.safetensors", r"init order.safetensors has other settings \(backbone.order: C-GA-BA -> C-BA-GA;"),
     ],
 )
@@ -261,7 +280,6 @@ def test_a_start_that_does_not_fit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, init: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    export_model(MaxViT(16, 1, 4, config=TINY), "other.safetensors", {})
     export_model(MaxViT(16, 1, 10, config=replace(TINY, order="C-GA-BA")), "order.safetensors", {})
     with pytest.raises(ValueError, match=message):
         train_classifier(config_for(Path("run"), init=init))
