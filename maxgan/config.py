@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args
 
 Norm = Literal["batch", "layer"]
 LossName = Literal["non_saturating", "relativistic"]
+# Parts of DiffAugment (arXiv 2006.10738), by its names.
+AUGMENTATIONS = ("color", "translation", "cutout")
 GeluForm = Literal["tanh", "erf"]
 Padding = Literal["same", "symmetric"]
 Shortcut = Literal["pool2", "pool3"]
@@ -226,18 +228,36 @@ class LossConfig:
     penalty_interval: int = 1
     """Updates from one with penalties to the next; above 1 (lazy penalties) their weights are multiplied by it, and
     D's learning rate and betas are adapted."""
+    bcr_real: float = 0.0
+    """Weight of balanced consistency regularisation (bCR): the loss of D gains bcr_real * E(D(T(x)) - D(x))^2 over real
+    images x and their random augmentations T(x); 0 leaves it out."""
+    bcr_fake: float = 0.0
+    """Weight of the same over generated images; 0 leaves it out."""
+    bcr_augment: str = "color,translation,cutout"
+    """The augmentations T of bCR, in their order, those of DiffAugment: `color`, `translation`, `cutout`."""
 
     def __post_init__(self) -> None:
         if not (self.r1_gamma >= 0 and self.r2_gamma >= 0):
             raise ValueError(f"loss.r1_gamma and loss.r2_gamma must be 0 or more, not {self.r1_gamma}, {self.r2_gamma}")
+        if not (self.bcr_real >= 0 and self.bcr_fake >= 0):
+            raise ValueError(f"loss.bcr_real and loss.bcr_fake must be 0 or more, not {self.bcr_real}, {self.bcr_fake}")
+        parts = self.bcr_augment.split(",")
+        if any(part not in AUGMENTATIONS for part in parts) or len(set(parts)) < len(parts):
+            raise ValueError(
+                f"loss.bcr_augment must join some of {', '.join(AUGMENTATIONS)} by ',', each once, like "
+                f"color,translation; not {self.bcr_augment!r}"
+            )
         if self.penalty_interval < 1:
             raise ValueError(f"loss.penalty_interval must be at least 1, not {self.penalty_interval}")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Adam for generator and discriminator."""
+    """Adam for generator and discriminator, and how their updates alternate."""
 
+    updates: Literal["alternating", "simultaneous"] = "alternating"
+    """`alternating`: D is updated, then G against the new D with fakes of its own; or `simultaneous`, HiT's way: both
+    from the same fakes and the networks as they were, which saves a forward pass of G."""
     lr: float = 5e-4
     """Learning rate of the generator, and of the discriminator unless discriminator_lr is set."""
     discriminator_lr: float | None = None

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from maxgan.config import GanConfig, ImageFacts, LossName
+from maxgan.config import GanConfig, ImageFacts, LossConfig
 from maxgan.data.loader import Batch
 from maxgan.data.transforms import to_float
 from maxgan.models import MaxViTGenerator, ResidualDiscriminator
+from maxgan.training.augment import DRAWS, augment
 from maxgan.training.averaging import moving_average
 from maxgan.training.draws import seed_of
 from maxgan.training.losses import discriminator_loss, generator_loss, gradient_penalty
 from maxgan.training.schedules import cosine, lazy_adam
 
-DISCRIMINATOR, GENERATOR = 0, 1
+# What random numbers are for, so that no two uses share a stream.
+DISCRIMINATOR, GENERATOR, CHANGES = range(3)
+Images = tuple[Tensor, Tensor | None]
+"""Images `(N, C, H, W)` in [-1, 1] and their labels `(N,)`, None without classes."""
 
 
 class DiscriminatorObjective(nn.Module):
@@ -30,16 +35,24 @@ class DiscriminatorObjective(nn.Module):
 
     Args:
         discriminator: images and labels to logits.
-        loss: name of the loss.
+        config: of the loss.
     """
 
-    def __init__(self, discriminator: nn.Module, loss: LossName) -> None:
+    def __init__(self, discriminator: nn.Module, config: LossConfig) -> None:
         super().__init__()
         self.discriminator = discriminator
-        self.loss = loss
+        self.config = config
 
     def forward(
-        self, real: Tensor, fake: Tensor, labels: Tensor | None, r1_gamma: float, r2_gamma: float, scale: float
+        self,
+        real: Tensor,
+        fake: Tensor,
+        labels: Tensor | None,
+        r1_gamma: float,
+        r2_gamma: float,
+        scale: float,
+        changed_real: Tensor | None = None,
+        changed_fake: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its parts.
 
@@ -48,6 +61,8 @@ class DiscriminatorObjective(nn.Module):
             labels: `(N,)`, of the reals and of the fakes alike; None without classes.
             r1_gamma, r2_gamma: weights of the penalties; 0 leaves one out.
             scale: see `gradient_penalty`.
+            changed_real, changed_fake: the same images, augmented, for consistency (bCR, arXiv 2002.04724); None leaves
+                it out.
         """
         # Other tensors than the caller's: those must not come back asking for a gradient, which the generator's update
         # would then compute for nothing.
@@ -65,18 +80,25 @@ class DiscriminatorObjective(nn.Module):
             images.requires_grad_()
             real_logits, fake_logits = self.discriminator(real, labels), self.discriminator(fake, labels)
             penalties[name] = gradient_penalty(real_logits if name == "r1" else fake_logits, images, scale)
-        loss = discriminator_loss(self.loss, real_logits, fake_logits)
+        loss = discriminator_loss(self.config.name, real_logits, fake_logits)
         values = {"loss_discriminator": loss, "real_logit": real_logits.mean(), "fake_logit": fake_logits.mean()}
         for name, penalty in penalties.items():
             values[name] = penalty.mean()
             loss = loss + 0.5 * gammas[name] * values[name]
+        for name, weight, logits, changed in (
+            ("bcr_real", self.config.bcr_real, real_logits, changed_real),
+            ("bcr_fake", self.config.bcr_fake, fake_logits, changed_fake),
+        ):
+            if changed is not None:
+                values[name] = F.mse_loss(self.discriminator(changed.detach(), labels), logits)
+                loss = loss + weight * values[name]
         return loss, values
 
 
 class GanTrainer:
     """Generator, discriminator, optimisers and moving average, and one update of them all.
 
-    The latents of an update are drawn for the whole global batch from (seed, update) alone, and each process
+    The random numbers of an update are drawn for the whole global batch from (seed, update) alone, and each process
     takes its slice: they don't depend on the number of processes, and nothing of them need be saved.
 
     Args:
@@ -85,6 +107,7 @@ class GanTrainer:
         accelerator: places and wraps the networks.
 
     Attributes:
+        latent_dim: size of z.
         ema: the averaged generator (`ema.module`), not wrapped.
         images_seen: real images seen so far.
     """
@@ -102,6 +125,7 @@ class GanTrainer:
             network.to(accelerator.device).to(memory_format=torch.channels_last)
         self.ema = moving_average(generator, config.ema, config.training.batch_size, lambda: self.images_seen)
 
+        self.latent_dim = generator.latent_dim
         optim = config.optim
         betas = (float(optim.beta1), float(optim.beta2))
         optimizer_g = torch.optim.Adam(generator.parameters(), optim.lr, betas, optim.eps)
@@ -112,7 +136,7 @@ class GanTrainer:
         self.start_lr_g, self.start_lr_d = optim.lr, lr
         self.discriminator = discriminator
         self.generator, self.objective, self.optimizer_g, self.optimizer_d = accelerator.prepare(
-            generator, DiscriminatorObjective(discriminator, config.loss.name), optimizer_g, optimizer_d
+            generator, DiscriminatorObjective(discriminator, config.loss), optimizer_g, optimizer_d
         )
 
     @property
@@ -121,21 +145,32 @@ class GanTrainer:
         return self.images_seen // self.config.training.batch_size
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
-        """Update D, then G, then the moving average; take `accumulation` micro-batches from `batches`.
-
-        Fakes take the labels of the reals beside them: they are distributed as the data's, and no difference in the
-        frequency of classes adds noise to the gradients.
+        """Update both networks, then the moving average; take `accumulation` micro-batches from `batches`.
 
         Returns:
             Detached scalars of this process's share, on the device.
         """
         self._set_learning_rates()
-        micro = [self._to_device(*next(batches)) for _ in range(self.config.training.accumulation)]
-        metrics = self._update_discriminator(micro)
-        metrics |= self._update_generator(micro)
+        metrics = self.update_networks(
+            [self._to_device(*next(batches)) for _ in range(self.config.training.accumulation)]
+        )
         self.images_seen += self.config.training.batch_size
         self.ema.update_parameters(self.accelerator.unwrap_model(self.generator))
         return metrics
+
+    def update_networks(self, micro: list[Images]) -> dict[str, Tensor]:
+        """Update D and G from micro-batches of reals; return detached scalars.
+
+        Fakes take the labels of the reals beside them: they are distributed as the data's, and no difference in the
+        frequency of classes adds noise to the gradients.
+        """
+        if self.config.optim.updates == "simultaneous":
+            # D needs of G the images alone, and G must see D as it was. In this order the fakes are made once, each
+            # network has one backward pass and its step, and the loss scale of float16 can't change between those.
+            metrics, fakes = self._update_generator(micro)
+            return metrics | self._update_discriminator(micro, fakes)
+        metrics = self._update_discriminator(micro, self._fakes(micro))
+        return metrics | self._update_generator(micro)[0]
 
     def state(self) -> dict[str, Tensor]:
         """Return the moving average: all that isn't in the networks and optimisers that the accelerator saves."""
@@ -145,29 +180,42 @@ class GanTrainer:
         """Take back what `state` gave."""
         self.ema.load_state_dict(tensors)
 
-    def _update_discriminator(self, micro: list[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
+    def _fakes(self, micro: list[Images]) -> Iterator[Tensor]:
+        """Yield images of G for the update of D alone, one batch for each of reals."""
+        for (_, labels), z in zip(micro, self._draws(DISCRIMINATOR, self.latent_dim, torch.randn), strict=True):
+            with torch.no_grad():  # not around the yield: the mode would leak into the caller
+                fake = self.generator(z, labels)
+            yield fake
+
+    def _update_discriminator(self, micro: list[Images], fakes: Iterable[Tensor]) -> dict[str, Tensor]:
         config, parts = self.config.loss, len(micro)
         lazy = config.penalty_interval if self.update % config.penalty_interval == 0 else 0
         gammas = (config.r1_gamma * lazy, config.r2_gamma * lazy)
         metrics: dict[str, Tensor] = {}
-        latents = self._latents(DISCRIMINATOR, len(micro[0][0]))
-        for i, ((real, labels), z) in enumerate(zip(micro, latents, strict=True)):
-            with torch.no_grad():
-                fake = self.generator(z, labels)
+        draws = self._draws(CHANGES, 2 * DRAWS, torch.rand)
+        for i, ((real, labels), fake, draw) in enumerate(zip(micro, fakes, draws, strict=True)):
+            changed = [
+                augment(images, part, config.bcr_augment) if weight else None
+                for images, part, weight in zip(
+                    (real, fake), draw.split(DRAWS, 1), (config.bcr_real, config.bcr_fake), strict=True
+                )
+            ]
             with self._accumulating(self.objective, i + 1 < parts):
-                loss, values = self.objective(real, fake, labels, *gammas, self._loss_scale())
+                loss, values = self.objective(real, fake, labels, *gammas, self._loss_scale(), *changed)
                 self.accelerator.backward(loss / parts)
             _add(metrics, values, parts)
         self.optimizer_d.step()
         self.optimizer_d.zero_grad()
         return metrics
 
-    def _update_generator(self, micro: list[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
+    def _update_generator(self, micro: list[Images]) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Return the metrics, and the fakes of every micro-batch."""
         metrics: dict[str, Tensor] = {}
+        fakes = []
         name, parts = self.config.loss.name, len(micro)
         # The gradient passes through D to G and leaves no trace in D.
         self.discriminator.requires_grad_(False)
-        latents = self._latents(GENERATOR, len(micro[0][0]))
+        latents = self._draws(GENERATOR, self.latent_dim, torch.randn)
         for i, ((real, labels), z) in enumerate(zip(micro, latents, strict=True)):
             with self._accumulating(self.generator, i + 1 < parts):
                 fake = self.generator(z, labels)
@@ -176,20 +224,21 @@ class GanTrainer:
                     real_logits = self.discriminator(real, labels) if name == "relativistic" else None
                     loss = generator_loss(name, real_logits, self.discriminator(fake, labels))
                 self.accelerator.backward(loss / parts)
+            fakes.append(fake.detach())
             _add(metrics, {"loss_generator": loss}, parts)
         self.discriminator.requires_grad_(True)
         self.optimizer_g.step()
         self.optimizer_g.zero_grad()
-        return metrics
+        return metrics, fakes
 
-    def _latents(self, phase: int, images: int) -> Iterator[Tensor]:
-        """Yield the z of this process for every micro-batch of one phase of this update."""
+    def _draws(self, phase: int, size: int, draw: Callable[..., Tensor]) -> Iterator[Tensor]:
+        """Yield random numbers `(images, size)` of this process for every micro-batch of one phase of this update."""
         training = self.config.training
         source = torch.Generator().manual_seed(seed_of(training.seed, self.update, phase))
-        z = torch.randn(training.batch_size, self.config.generator.latent_dim, generator=source)
-        first = self.accelerator.process_index * training.accumulation * images
-        for i in range(training.accumulation):
-            part = z[first + i * images : first + (i + 1) * images]
+        numbers = draw(training.batch_size, size, generator=source)
+        share = training.batch_size // self.accelerator.num_processes
+        first = self.accelerator.process_index * share
+        for part in numbers[first : first + share].chunk(training.accumulation):
             yield part.to(self.accelerator.device, non_blocking=True)
 
     def _set_learning_rates(self) -> None:
@@ -202,7 +251,7 @@ class GanTrainer:
             for group in optimizer.param_groups:
                 group["lr"] = start * factor
 
-    def _to_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _to_device(self, images: Tensor, labels: Tensor) -> Images:
         device = self.accelerator.device
         images = to_float(images.to(device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
         return images, labels.to(device, non_blocking=True) if self.facts.num_classes else None

@@ -1,7 +1,9 @@
-"""The updates of a GAN: the discriminator's objective and the learning rates."""
+"""The updates of a GAN: the discriminator's objective, both orders of the updates, and the learning rates."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -21,6 +23,8 @@ from maxgan.config import (
 )
 from maxgan.data.loader import ImageDataset, training_batches
 from maxgan.models import ResidualDiscriminator
+from maxgan.training.augment import augment
+from maxgan.training.draws import seed_of
 from maxgan.training.gan import DiscriminatorObjective, GanTrainer
 
 TINY = GanConfig(
@@ -47,7 +51,7 @@ def test_the_objective_is_the_loss_and_its_penalties(loss: str, gammas: tuple[fl
     discriminator = ResidualDiscriminator(8, 1, 3, max_width=8).double()
     real, fake = torch.randn(4, 1, 8, 8).double(), torch.randn(4, 1, 8, 8).double()
     labels = torch.tensor([0, 1, 2, 1])
-    objective = DiscriminatorObjective(discriminator, loss)  # type: ignore[arg-type]
+    objective = DiscriminatorObjective(discriminator, LossConfig(name=loss))  # type: ignore[arg-type]
     value, parts = objective(real, fake, labels, *gammas, 1.0)
     gradients = torch.autograd.grad(value, list(discriminator.parameters()))
 
@@ -65,6 +69,110 @@ def test_the_objective_is_the_loss_and_its_penalties(loss: str, gammas: tuple[fl
     # What the caller uses again must not ask for a gradient.
     assert not real.requires_grad
     assert not fake.requires_grad
+
+
+@pytest.mark.parametrize("weights", [(3.0, 0.0), (0.0, 2.0), (3.0, 2.0)])
+def test_consistency_is_the_squared_distance_of_the_logits(weights: tuple[float, float]) -> None:
+    torch.manual_seed(0)
+    discriminator = ResidualDiscriminator(8, 1, 3, max_width=8).double()
+    real, fake, changed_real, changed_fake = torch.randn(4, 5, 1, 8, 8).double()
+    labels = torch.tensor([0, 1, 2, 1, 0])
+    config = LossConfig(bcr_real=weights[0], bcr_fake=weights[1])
+    changed = (changed_real if weights[0] else None, changed_fake if weights[1] else None)
+    value, parts = DiscriminatorObjective(discriminator, config)(real, fake, labels, 0.7, 0.0, 1.0, *changed)
+    plain, _ = DiscriminatorObjective(discriminator, config)(real, fake, labels, 0.7, 0.0, 1.0)
+    expected = plain
+    for name, weight, images, others in zip(
+        ("bcr_real", "bcr_fake"), weights, (real, fake), (changed_real, changed_fake), strict=True
+    ):
+        assert (name in parts) == (weight > 0)
+        if weight:
+            distances = [
+                (discriminator(b[None], c[None]) - discriminator(a[None], c[None])).square()
+                for a, b, c in zip(images, others, labels, strict=True)
+            ]
+            expected = expected + weight * sum(distances)[0] / 5
+    torch.testing.assert_close(value, expected)
+    # Both logits are moved: no side is held.
+    parameters = list(discriminator.parameters())
+    for a, b in zip(torch.autograd.grad(value, parameters), torch.autograd.grad(expected, parameters), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.fixture
+def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Networks, latents and images in float64, where two ways of summing agree."""
+    monkeypatch.setattr("maxgan.training.gan.to_float", lambda images: images.double() / 127.5 - 1)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("loss", ["non_saturating", "relativistic"])
+@pytest.mark.parametrize("updates", ["simultaneous", "alternating"])
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.usefixtures("in_float64")
+def test_updates_are_those_of_the_formulas(loss: str, updates: str, accumulation: int) -> None:
+    """Two whole updates beside a plain loop that knows neither micro-batches nor which gradients can be left out."""
+    config = replace(
+        TINY,
+        loss=LossConfig(loss, r1_gamma=2.0, bcr_real=1.0, bcr_fake=0.5),  # type: ignore[arg-type]
+        optim=OptimConfig(updates=updates, lr=1e-3, discriminator_lr=2e-3, final_lr=None),  # type: ignore[arg-type]
+        training=TrainingConfig(images=16, batch_size=8, accumulation=accumulation, seed=5),
+    )
+    dataset = ImageDataset(DataConfig())
+    trainer = GanTrainer(config, dataset.facts, Accelerator(cpu=True))
+    g, d = copy.deepcopy(trainer.generator), copy.deepcopy(trainer.discriminator)
+    adam_g = torch.optim.Adam(g.parameters(), 1e-3, (0.0, 0.99))
+    adam_d = torch.optim.Adam(d.parameters(), 2e-3, (0.0, 0.99))
+
+    def latents(update: int, phase: int) -> Tensor:
+        return torch.randn(8, 8, generator=torch.Generator().manual_seed(seed_of(5, update, phase)))
+
+    def loss_d(real: Tensor, fake: Tensor, labels: Tensor, update: int) -> Tensor:
+        a, b = d(real, labels), d(fake, labels)
+        value = F.softplus(b - a).mean() if loss == "relativistic" else (F.softplus(-a) + F.softplus(b)).mean()
+        draws = torch.rand(8, 14, generator=torch.Generator().manual_seed(seed_of(5, update, 2)))
+        for weight, images, numbers in ((1.0, real, draws[:, :7]), (0.5, fake, draws[:, 7:])):
+            changed = augment(images, numbers, "color,translation,cutout")
+            value = value + weight * (d(changed, labels) - d(images, labels)).square().mean()
+        return value + 2.0 / 2 * naive_penalty(d, real, labels)
+
+    def loss_g(real: Tensor, fake: Tensor, labels: Tensor) -> Tensor:
+        a, b = d(real, labels), d(fake, labels)
+        return (F.softplus(a - b) if loss == "relativistic" else F.softplus(-b)).mean()
+
+    def descend(adam: torch.optim.Adam, network: torch.nn.Module, value: Tensor) -> None:
+        gradients = torch.autograd.grad(value, list(network.parameters()), allow_unused=True)
+        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        adam.step()
+
+    whole = training_batches(dataset, 8, 5)
+    parts = training_batches(dataset, 8, 5, accumulation=accumulation)
+    for update in range(2):
+        metrics = trainer.step(parts)
+        pixels, labels = next(whole)
+        real = pixels.double() / 127.5 - 1
+        if updates == "simultaneous":
+            fake = g(latents(update, 1), labels)
+            values = loss_d(real, fake.detach(), labels, update), loss_g(real, fake, labels)
+            gradients = torch.autograd.grad(values[1], list(g.parameters()))  # with D as it was
+            descend(adam_d, d, values[0])
+            for parameter, gradient in zip(g.parameters(), gradients, strict=True):
+                parameter.grad = gradient
+            adam_g.step()
+        else:
+            values = (loss_d(real, g(latents(update, 0), labels).detach(), labels, update),)
+            descend(adam_d, d, values[0])
+            values = (*values, loss_g(real, g(latents(update, 1), labels), labels))
+            descend(adam_g, g, values[1])
+        assert metrics["loss_generator"].item() == pytest.approx(values[1].item(), rel=1e-5)
+        assert metrics["bcr_real"] > 0
+        assert metrics["bcr_fake"] > 0
+    for ours, naive in ((trainer.generator, g), (trainer.discriminator, d)):
+        for (name, a), b in zip(ours.named_parameters(), naive.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=name)
 
 
 def rates(config: GanConfig) -> list[tuple[float, float]]:
