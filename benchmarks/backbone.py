@@ -21,21 +21,17 @@ import argparse
 import copy
 import itertools
 import json
-import math
 import os
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from timing import Contestant, environment, matrix_product, measure
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -46,7 +42,6 @@ from maxgan.models.backbone import SIZES
 OURS, FUSED = "maxgan", "maxgan fused"
 CLASSES = 1000
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
 
 
 def make_ours(size: str, resolution: int) -> nn.Module:
@@ -79,47 +74,6 @@ MAKERS: dict[str, Callable[[str, int], nn.Module]] = {
     "timm": make_timm,
     "torchvision": make_torchvision,
 }
-
-
-@dataclass
-class Contestant:
-    """Something that is timed: a model in one setting, or the matrix product."""
-
-    name: str
-    run: Callable[[], object]
-    work: float
-    """What one run does: images, or operations."""
-    repeats: int = 1
-    rates: list[float] = field(default_factory=list)
-    """Work a second, one of each round."""
-
-
-def measure(contestants: list[Contestant], rounds: int, seconds: float, device: torch.device) -> None:
-    """Warm every contestant up, then time all of them in every round, for at least `seconds` each."""
-    for contestant in contestants:
-        contestant.run()  # compiles, and fills caches
-        contestant.repeats = math.ceil(seconds / duration(contestant, device))
-    for i in range(rounds):
-        first = i % len(contestants)
-        for contestant in contestants[first:] + contestants[:first]:
-            elapsed = duration(contestant, device)
-            contestant.rates.append(contestant.repeats * contestant.work / elapsed)
-
-
-def duration(contestant: Contestant, device: torch.device) -> float:
-    """Return the seconds that the contestant's repeats take."""
-    synchronize(device)
-    begin = time.perf_counter()
-    for _ in range(contestant.repeats):
-        contestant.run()
-    synchronize(device)
-    return time.perf_counter() - begin
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for an accelerator."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def forward_pass(model: nn.Module, images: Tensor, autocast: Callable[[], AbstractContextManager]) -> Callable:
@@ -179,9 +133,7 @@ def compare(
         contestants.append(
             Contestant(name, make(runner, images.contiguous(memory_format=memory), autocast), arguments.batch)
         )
-    side = MATMUL_SIDE.get(device.type, MATMUL_SIDE["cuda"])
-    factors = [torch.randn(side, side, device=device, dtype=dtype) for _ in range(2)]
-    product = Contestant("matrix product", lambda: factors[0] @ factors[1], 2 * side**3)
+    product = matrix_product(device, dtype)
     measure([*contestants, product], arguments.rounds, arguments.seconds, device)
     torch.compiler.reset()
 
@@ -220,23 +172,6 @@ def show(rows: list[dict[str, Any]]) -> None:
         ratio = f"{row['ratio']:.2f}" if "ratio" in row else "-"
         speed, share = row["images_per_second"], row["of_matmul"]
         print(f"  {row['model']:<24} {speed:>10.2f} {spread:>22} {ratio:>7} {share:>10.1%}", flush=True)
-
-
-def environment(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what the figures depend on."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].partition(": ")[2] if names else cpu
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "accelerator": torch.cuda.get_device_name() if arguments.device == "cuda" else None,
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "torchvision": torchvision.__version__,
-        "freezing": os.environ.get("TORCHINDUCTOR_FREEZING") == "1",
-    }
 
 
 def parse() -> argparse.Namespace:
@@ -287,7 +222,12 @@ def main() -> None:
         tables.append(compare(arguments, models, *setting))
         show(tables[-1])
     report = {
-        "environment": environment(arguments),
+        "environment": {
+            **environment(torch.device(arguments.device)),
+            "timm": timm.__version__,
+            "torchvision": torchvision.__version__,
+            "freezing": os.environ.get("TORCHINDUCTOR_FREEZING") == "1",
+        },
         "settings": vars(arguments),
         "rows": [row for table in tables for row in table],
     }
