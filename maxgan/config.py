@@ -104,6 +104,8 @@ class GeneratorConfig:
     """MaxViT blocks of each stage, in place of `depth`."""
     window_size: int = 4
     """Side of the attention windows and grids, a power of two from 2; a stage with a smaller map takes its map."""
+    window_sizes: tuple[int, ...] | None = None
+    """Side of the windows and grids of each stage, in place of `window_size`; each divides its map."""
     head_dim: int = 16
     """Channels of one attention head."""
     order: str = "GA-BA-C"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +11,18 @@ from torch import Tensor, nn
 from maxgan.config import GeneratorConfig, check_gan_resolution
 from maxgan.models.block import MaxViTBlock
 from maxgan.models.latent import LatentGenerator
+from maxgan.models.stages import stage_depths, stage_widths, stage_windows
 from maxgan.nn.attention import CrossAttention, to_map, to_tokens
 from maxgan.nn.norm import make_norm
 from maxgan.nn.resample import PixelShuffleUp
 
+# The generator of the paper's 128 px model, and of its family at other resolutions.
+PAPER = GeneratorConfig(
+    latent_dim=256, base_resolution=8, width=256, depth=2, window_size=8, head_dim=32, norm="batch", norm_group=8
+)
 
-def stage_widths(config: GeneratorConfig, stages: int) -> tuple[int, ...]:
+
+def generator_widths(config: GeneratorConfig, stages: int) -> tuple[int, ...]:
     """Return the channels of each of `stages` stages, at most nine.
 
     The rule: two stages of `width`, three of width / 2, then one halving each two stages, but never less than one
@@ -27,47 +32,8 @@ def stage_widths(config: GeneratorConfig, stages: int) -> tuple[int, ...]:
     Raises:
         ValueError: if `widths` has another length, or a width is no multiple of head_dim.
     """
-    if config.head_dim < 1:
-        raise ValueError(f"generator.head_dim must be at least 1, not {config.head_dim}")
-    if config.widths is None:
-        halvings = (0, 0, 1, 1, 1, 2, 2, 3, 3)
-        setting = "generator.width"
-        widths = tuple(max(config.width >> halvings[i], config.head_dim) for i in range(stages))
-    else:
-        setting, widths = "generator.widths", config.widths
-    if len(widths) != stages:
-        raise ValueError(f"{setting} {widths} has {len(widths)} entries, but there are {stages} stages")
-    if any(width < 1 or width % config.head_dim for width in widths):
-        raise ValueError(
-            f"the stages' widths {widths} must be multiples of generator.head_dim {config.head_dim}: "
-            f"change {setting} or generator.head_dim"
-        )
-    return widths
-
-
-def stage_windows(config: GeneratorConfig, sides: Sequence[int]) -> tuple[int, ...]:
-    """Return the side of the windows on maps of each of `sides`: window_size, or the whole of a smaller map.
-
-    Raises:
-        ValueError: for a window_size below 2, or one that does not divide a map.
-    """
-    window = config.window_size
-    for side in sides:
-        if window < 2 or (side > window and side % window):
-            raise ValueError(
-                f"generator.window_size {window} does not fit the {side} x {side} map: use a power of two of at least 2"
-            )
-    return tuple(min(window, side) for side in sides)
-
-
-def stage_depths(config: GeneratorConfig, stages: int) -> tuple[int, ...]:
-    """Return the number of MaxViT blocks of each of `stages` stages; ValueError if `depths` has another length."""
-    depths = config.depths if config.depths is not None else (config.depth,) * stages
-    if len(depths) != stages:
-        raise ValueError(f"generator.depths {depths} has {len(depths)} entries, but there are {stages} stages")
-    if min(depths) < 1:
-        raise ValueError(f"generator.depths must be at least 1 in every stage, not {depths}")
-    return depths
+    halvings = (0, 0, 1, 1, 1, 2, 2, 3, 3)[:stages]
+    return stage_widths("generator", [config.width >> n for n in halvings], config.widths, config.head_dim)
 
 
 class Stage(nn.Module):
@@ -121,10 +87,23 @@ class MaxViTGenerator(LatentGenerator):
     in a pixel shuffle that doubles the map; attention runs at every resolution. The output is not squashed. With
     classes, a learned class embedding joins z.
 
-    The paper leaves open, and we decided: widths and number of blocks (the rule of `stage_widths`, which meets the
-    printed 18.6M parameters at 128 px with two blocks a stage, z of 256, heads of 32 and a first map of 8),
-    cross-attention with a norm before it and without an MLP, a learned position on the latent tokens, and norm followed
-    by a 1x1 convolution as the step to RGB, as in HiT.
+    The defaults are a small model for the embedded digits; `from_resolution` gives the paper's.
+
+    The paper prints 18.6M parameters at 128 px, a first map of 8, the order of the parts and BatchNorm in place of
+    LayerNorm. It leaves open, and we decided:
+
+    - widths and number of blocks: the rule of `generator_widths`, with two blocks a stage, meets the printed 18.6M;
+    - z of 256 and 16 latent tokens with a learned position, HiT's at 128 px; heads of 32, the backbone's;
+    - windows and grids of 8, the whole of the first map, at every resolution (7 in the backbone divides no power of
+      two);
+    - cross-attention of several heads with a norm before it and without an MLP; no absolute positions (`positions`
+      adds them), as the paper calls the model free of them;
+    - BatchNorm over groups of 8 images, the share of one TPU core in HiT's training;
+    - norm followed by a 1x1 convolution as the step to RGB, as in HiT.
+
+    Another reading that prints as 18.6M has widths (256, 256, 128, 128, 64) and HiT's cross-attention, which shares
+    keys and values among its heads and has an MLP: 18.66M, and 14 G multiply-adds an image in place of 26 G. We took
+    the plainer one; these widths in it (`widths`) give 17.65M and 12.5 G.
 
     Args:
         resolution: side of the images, a power of two from 8 to 1024.
@@ -156,17 +135,37 @@ class MaxViTGenerator(LatentGenerator):
                 f"generator.base_resolution must be a power of two from 4 to the resolution {resolution}, not {base}"
             )
         sides = [base << i for i in range((resolution // base).bit_length())]
-        widths = stage_widths(config, len(sides))
-        depths = stage_depths(config, len(sides))
+        widths = generator_widths(config, len(sides))
+        depths = stage_depths("generator", len(sides), config.depth, config.depths)
+        windows = stage_windows("generator", sides, config.window_size, config.window_sizes)
         self.add_latent_layers(widths[0], base)
         self.stages = nn.ModuleList(
             Stage(width, widths[0], side, window, depth, config)
-            for width, side, window, depth in zip(widths, sides, stage_windows(config, sides), depths, strict=True)
+            for width, side, window, depth in zip(widths, sides, windows, depths, strict=True)
         )
         self.ups = nn.ModuleList(PixelShuffleUp(a, b) for a, b in pairwise(widths))
         self.out_norm = make_norm(config.norm, widths[-1], config.norm_group)
         self.out = nn.Conv2d(widths[-1], channels, 1)
         self.draw_weights()
+
+    @classmethod
+    def from_resolution(cls, resolution: int, channels: int = 3, num_classes: int = 0, **settings: Any) -> Self:
+        """Return the paper's generator at 128 px, and that of its family at another resolution, with random weights.
+
+        One rule for all: stages from 8 px to the resolution, widths by `generator_widths` from 256 (256, 256, 128, 128,
+        128 up to 128 px, then 64, 64, 32 up to 1024 px), two blocks a stage, windows of 8, z of 256, BatchNorm over
+        groups of 8 images. At 128 px with three channels and no classes there are 18,559,795 parameters in both orders
+        of Table 8, `GA-BA-C` and `C-BA-GA`.
+
+        Args:
+            settings: fields of GeneratorConfig in place of the family's, such as `widths`, `depths`, `window_sizes`.
+
+        Raises:
+            ValueError: as the constructor.
+        """
+        if settings.get("norm", "batch") != "batch":
+            settings = {"norm_group": None, **settings}  # groups are those of BatchNorm
+        return cls(resolution, channels, num_classes, PAPER, **settings)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return images `(N, channels, resolution, resolution)`, nominally in [-1, 1].
@@ -176,7 +175,7 @@ class MaxViTGenerator(LatentGenerator):
             labels: `(N,)` integers in [0, num_classes); needed exactly when the model has classes.
 
         Raises:
-            ValueError: if labels and model don't agree.
+            ValueError: if z or the labels don't fit the model.
         """
         x, tokens = self.embed(z, labels)
         for i, stage in enumerate(self.stages):

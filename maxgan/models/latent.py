@@ -70,7 +70,12 @@ class LatentGenerator(Network):
         return x, to_tokens(self.token_norm(to_map(tokens))).flatten(1, 2)
 
     def join_class(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        """Append the class embedding to z; ValueError if labels and model don't agree."""
+        """Append the class embedding to z; ValueError if z or the labels don't fit the model."""
+        if z.dim() != 2 or z.shape[1] != self.latent_dim:
+            raise ValueError(
+                f"this generator takes z (N, {self.latent_dim}), not {tuple(z.shape)}: draw latents of "
+                f"{self.section}.latent_dim {self.latent_dim}"
+            )
         if (labels is None) != (self.class_embedding is None):
             raise ValueError(
                 f"this generator has {self.num_classes} classes: "

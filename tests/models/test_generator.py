@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -8,11 +9,10 @@ from torch import Tensor
 
 from maxgan.config import GeneratorConfig
 from maxgan.models import MaxViTGenerator, ResidualDiscriminator
-from maxgan.models.generator import stage_widths
+from maxgan.models.generator import generator_widths
 from maxgan.nn.attention import RelativeAttention
+from maxgan.nn.norm import GhostBatchNorm2d
 from maxgan.training.losses import discriminator_loss, generator_loss, gradient_penalty
-
-PAPER = {"width": 256, "base_resolution": 8, "depth": 2, "head_dim": 32, "latent_dim": 256, "window_size": 8}
 
 
 def small(resolution: int = 8, channels: int = 1, num_classes: int = 0, **settings: Any) -> MaxViTGenerator:
@@ -47,17 +47,89 @@ def test_images_have_the_size_asked_for(resolution: int, num_classes: int) -> No
     assert images.std() > 0
 
 
+def family(resolution: int, channels: int = 3, num_classes: int = 0, **settings: Any) -> MaxViTGenerator:
+    with torch.device("meta"):
+        return MaxViTGenerator.from_resolution(resolution, channels, num_classes, **settings)
+
+
+def parameters(model: MaxViTGenerator) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def count_by_hand(widths: tuple[int, ...], num_classes: int = 0) -> int:
+    """Count the parameters of one of the family from the layers that the docstrings name."""
+    latent = 512 if num_classes else 256
+    total = (latent + 1) * 8 * 8 * 256  # the first map
+    total += (latent + 1) * 16 * 256 + 16 * 256 + 2 * 256  # the tokens, their position and norm
+    for c in widths:
+        total += 2 * c + (c * c + c) + 257 * 2 * c + (c * c + c)  # cross-attention: norm, q, k and v, out
+        mbconv = 2 * (c + 4 * c + 4 * c) + 4 * c * c + 9 * 4 * c + (4 * c * c + c)
+        mbconv += (4 * c * (c // 4) + c // 4) + (c // 4 * 4 * c + 4 * c)  # squeeze-and-excitation
+        attention = 2 * c + 3 * (c * c + c) + (c * c + c) + c // 32 * 15 * 15
+        feed_forward = 2 * c + (4 * c * c + 4 * c) + (4 * c * c + c)
+        total += 2 * (mbconv + 2 * (attention + feed_forward))
+    total += sum(a // 4 * b + b for a, b in pairwise(widths))  # pixel shuffle, then 1x1
+    return total + 2 * widths[-1] + widths[-1] * 3 + 3 + 256 * num_classes
+
+
 @pytest.mark.parametrize("order", ["GA-BA-C", "C-BA-GA"])
-def test_the_paper_config_has_the_printed_number_of_parameters(order: str) -> None:
-    count = sum(p.numel() for p in on_meta(128, order=order, **PAPER).parameters())
+def test_the_paper_model_has_the_printed_number_of_parameters(order: str) -> None:
+    count = parameters(family(128, order=order))
     assert f"{count / 1e6:.1f}" == "18.6"
-    assert count == pytest.approx(18.56e6, rel=1e-3)
+    assert count == 18_559_795
+
+
+@pytest.mark.parametrize(
+    ("resolution", "widths", "num_classes"),
+    [
+        (8, (256,), 0),
+        (16, (256, 256), 10),
+        (32, (256, 256, 128), 0),
+        (64, (256, 256, 128, 128), 1000),
+        (128, (256, 256, 128, 128, 128), 0),
+        (128, (256, 256, 128, 128, 128), 1000),
+        (256, (256, 256, 128, 128, 128, 64), 0),
+        (512, (256, 256, 128, 128, 128, 64, 64), 0),
+        (1024, (256, 256, 128, 128, 128, 64, 64, 32), 0),
+    ],
+)
+def test_the_family_follows_one_rule(resolution: int, widths: tuple[int, ...], num_classes: int) -> None:
+    model = family(resolution, 3, num_classes)
+    labels = torch.zeros(8, dtype=torch.long, device="meta") if num_classes else None
+    assert model(torch.zeros(8, 256, device="meta"), labels).shape == (8, 3, resolution, resolution)
+    assert parameters(model) == count_by_hand(widths, num_classes)
+    assert tuple(stage.cross_norm.num_features for stage in model.stages) == widths
+    for stage in model.stages:
+        assert [type(m).__name__ for m in stage.blocks] == ["MaxViTBlock"] * 2
+        assert [(m.axis, m.size, m.scale) for m in stage.modules() if isinstance(m, RelativeAttention)] == [
+            ("grid", 8, 32**-0.5),
+            ("block", 8, 32**-0.5),
+        ] * 2
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._NormBase | torch.nn.LayerNorm)]
+    assert {(type(m), m.group) for m in norms} == {(GhostBatchNorm2d, 8)}
+
+
+def test_all_of_the_family_can_be_overridden() -> None:
+    model = family(
+        32, 1, base_resolution=16, widths=(64, 32), depths=(1, 3), window_sizes=(4, 16), latent_dim=7, latent_tokens=2
+    )
+    assert model(torch.zeros(8, 7, device="meta")).shape == (8, 1, 32, 32)
+    sizes = [[m.size for m in stage.modules() if isinstance(m, RelativeAttention)] for stage in model.stages]
+    assert sizes == [[4] * 2, [16] * 6]
+    # Groups belong to BatchNorm.
+    assert family(32, norm="layer").config.norm_group is None
+    assert family(32, norm_group=4).config.norm_group == 4
+    assert family(32, norm_group=None).config.norm_group is None
+    with pytest.raises(ValueError, match="norm_group is for norm: batch"):
+        family(32, norm="layer", norm_group=4)
+    with pytest.raises(ValueError, match="power of two from 8 to 1024, not 2048"):
+        family(2048)
 
 
 def test_widths_follow_the_rule_and_never_fall_below_one_head() -> None:
-    assert stage_widths(GeneratorConfig(width=256, head_dim=32), 5) == (256, 256, 128, 128, 128)
-    assert stage_widths(GeneratorConfig(width=64, head_dim=16), 9) == (64, 64, 32, 32, 32, 16, 16, 16, 16)
-    assert stage_widths(GeneratorConfig(widths=(48, 16), head_dim=16), 2) == (48, 16)
+    assert generator_widths(GeneratorConfig(width=256, head_dim=32), 5) == (256, 256, 128, 128, 128)
+    assert generator_widths(GeneratorConfig(width=64, head_dim=16), 9) == (64, 64, 32, 32, 32, 16, 16, 16, 16)
+    assert generator_widths(GeneratorConfig(widths=(48, 16), head_dim=16), 2) == (48, 16)
 
 
 def test_windows_are_the_map_where_that_is_smaller() -> None:
@@ -176,11 +248,39 @@ def test_maps_stay_in_channels_last_memory(settings: dict[str, Any]) -> None:
     assert [name for name, m in maps.items() if not m.is_contiguous(memory_format=torch.channels_last)] == []
 
 
+@pytest.mark.parametrize("micro_batch", [2, 4, 6, 12])
+def test_ghost_batch_norm_gives_the_same_model_whatever_the_accumulation(micro_batch: int) -> None:
+    ghost = small(16, 2, 3, norm="batch", norm_group=2).double()
+    plain = small(16, 2, 3, norm="batch").double()
+    scrambled(ghost)
+    plain.load_state_dict(ghost.state_dict())
+    z, labels, weights = torch.randn(12, 8).double(), torch.arange(12) % 3, torch.randn(12, 2, 16, 16).double()
+
+    def gradients(model: MaxViTGenerator, images: int) -> tuple[Tensor, dict[str, Tensor]]:
+        outputs = []
+        for part in torch.arange(12).split(images):
+            outputs.append(model(z[part], labels[part]))
+            (outputs[-1] * weights[part]).sum().backward()
+        return torch.cat(outputs), {name: p.grad for name, p in model.named_parameters()}
+
+    images, ours = gradients(ghost, micro_batch)
+    expected, truth = gradients(plain, 2)  # a plain BatchNorm that sees two images at a time
+    torch.testing.assert_close(images, expected)
+    largest = max(gradient.abs().max().item() for gradient in truth.values())
+    torch.testing.assert_close(ours, truth, rtol=1e-7, atol=1e-11 * largest)
+
+
 def test_labels_and_model_must_agree() -> None:
     with pytest.raises(ValueError, match="has 3 classes: give a label for every z"):
         small(num_classes=3)(torch.zeros(2, 8))
     with pytest.raises(ValueError, match="has 0 classes: it is unconditional, give no labels"):
         small()(torch.zeros(2, 8), torch.zeros(2, dtype=torch.long))
+
+
+@pytest.mark.parametrize("shape", [(2, 7), (8,), (2, 8, 1)])
+def test_latents_of_another_size(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"takes z \(N, 8\), not \(.*: draw latents of generator\.latent_dim 8"):
+        small()(torch.zeros(shape))
 
 
 @pytest.mark.parametrize(
@@ -199,10 +299,12 @@ def test_labels_and_model_must_agree() -> None:
         ({"base_resolution": 32}, r"generator\.base_resolution .* to the resolution 16, not 32"),
         ({"window_size": 1}, r"generator\.window_size 1 does not fit the 4 x 4 map"),
         ({"window_size": 6}, r"generator\.window_size 6 does not fit the 8 x 8 map"),
+        ({"window_sizes": (4, 8)}, r"generator\.window_sizes \(4, 8\) has 2 entries, but there are 3 stages"),
+        ({"window_sizes": (4, 3, 8)}, r"generator\.window_sizes 3 does not fit the 8 x 8 map"),
         ({"latent_tokens": 0}, r"generator\.latent_tokens must be at least 1, not 64, 0"),
         ({"latent_dim": 0}, r"generator\.latent_dim and generator\.latent_tokens must be at least 1, not 0"),
         ({"order": "GA-BA-GC"}, "order must join parts"),
-        ({"norm": "group"}, "norm must be batch or layer, not 'group'"),
+        ({"norm": "group"}, "norm must be batch, layer or none, not 'group'"),
         ({"norm": "batch", "norm_group": 1}, "norm_group must be at least 2"),
         ({"norm_group": 8}, "norm_group is for norm: batch"),
         ({"latent": 8}, "no setting 'latent': did you mean 'latent_dim'"),

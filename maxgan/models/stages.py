@@ -1,0 +1,70 @@
+"""Widths, depths and windows of the stages of a network: by a rule, or as the settings give them.
+
+`section` is the part of the config that an error names, such as `generator`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def stage_widths(section: str, rule: Sequence[int], widths: tuple[int, ...] | None, head_dim: int) -> tuple[int, ...]:
+    """Return the channels of every stage: `widths`, or those of the rule, but never less than one head.
+
+    Raises:
+        ValueError: if `widths` has another length than the rule, or a width is no multiple of head_dim.
+    """
+    if head_dim < 1:
+        raise ValueError(f"{section}.head_dim must be at least 1, not {head_dim}")
+    if widths is None:
+        setting, widths = "width", tuple(max(width, head_dim) for width in rule)
+    else:
+        setting = "widths"
+        _check_length(f"{section}.widths", widths, len(rule))
+    if any(width < 1 or width % head_dim for width in widths):
+        raise ValueError(
+            f"the stages' widths {widths} must be multiples of {section}.head_dim {head_dim}: "
+            f"change {section}.{setting} or {section}.head_dim"
+        )
+    return widths
+
+
+def stage_depths(section: str, stages: int, depth: int, depths: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Return the number of MaxViT blocks of every stage: `depths`, or `depth` in all.
+
+    Raises:
+        ValueError: if `depths` has another length than there are stages, or a stage has no block.
+    """
+    if depths is None:
+        depths = (depth,) * stages
+    _check_length(f"{section}.depths", depths, stages)
+    if min(depths) < 1:
+        raise ValueError(f"{section}.depths must be at least 1 in every stage, not {depths}")
+    return depths
+
+
+def stage_windows(
+    section: str, sides: Sequence[int], window_size: int, window_sizes: tuple[int, ...] | None
+) -> tuple[int, ...]:
+    """Return the side of the windows on maps of each of `sides`: `window_sizes`, or window_size but at most the map.
+
+    Raises:
+        ValueError: if `window_sizes` has another length than there are stages, for windows below 2, and for windows
+            that don't divide their map.
+    """
+    if window_sizes is None:
+        setting, windows = "window_size", tuple(min(window_size, side) for side in sides)
+        advice = "use a power of two of at least 2"
+    else:
+        setting, windows = "window_sizes", window_sizes
+        advice = "use a divisor of at least 2"
+        _check_length(f"{section}.window_sizes", window_sizes, len(sides))
+    for side, window in zip(sides, windows, strict=True):
+        if window < 2 or side % window:
+            raise ValueError(f"{section}.{setting} {window} does not fit the {side} x {side} map: {advice}")
+    return windows
+
+
+def _check_length(setting: str, values: tuple[int, ...], stages: int) -> None:
+    if len(values) != stages:
+        raise ValueError(f"{setting} {values} has {len(values)} entries, but there are {stages} stages")
