@@ -161,12 +161,13 @@ def generate(
     )
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    network = generator.fuse() if isinstance(generator, Network) else generator
     for start in range(0, len(seeds), batch_size):
         chunk = seeds[start : start + batch_size]
         z, labels = latents_of(chunk, generator.latent_dim, generator.num_classes, classes, class_weights, truncation)
         # Not around the yield: the mode would leak into the caller.
         with torch.inference_mode():
-            images = generator(z.to(device), None if labels is None else labels.to(device))
+            images = network(z.to(device), None if labels is None else labels.to(device))
             if not images.isfinite().all():
                 raise ValueError(
                     f"the generator gives NaN or infinity for seeds {chunk[0]} to {chunk[-1]}: use another checkpoint"

@@ -9,8 +9,9 @@ from torchvision.ops import StochasticDepth
 
 from maxgan.config import GeluForm, Padding, Shortcut
 from maxgan.nn.attention import FeedForward, RelativeAttention, to_map, to_tokens
-from maxgan.nn.fuse import fold_before
+from maxgan.nn.fuse import absorb
 from maxgan.nn.mbconv import MBConv
+from maxgan.nn.multi_query import MultiAxisAttention
 from maxgan.nn.norm import make_norm
 
 # The attention of a block is a slot: name -> constructor(channels, size, head_dim) of a module on (N, H, W, C).
@@ -71,14 +72,12 @@ class AttentionLayer(nn.Module):
 
     def fuse(self) -> None:
         """Fold the norms into the linear layers after them, where they are BatchNorms."""
-        if isinstance(self.norm, nn.BatchNorm2d) and isinstance(self.attention, RelativeAttention):
-            self.attention.qkv = fold_before(self.norm, self.attention.qkv)
-            self.norm = nn.Identity()
-        if isinstance(self.ffn_norm, nn.BatchNorm2d):
-            expand = self.ffn[0]
-            assert isinstance(expand, nn.Linear)
-            self.ffn[0] = fold_before(self.ffn_norm, expand)
-            self.ffn_norm = nn.Identity()
+        attention = self.attention
+        if isinstance(attention, RelativeAttention):
+            self.norm, attention.qkv = absorb(self.norm, attention.qkv)
+        elif isinstance(attention, MultiAxisAttention):
+            self.norm, attention.q, attention.kv = absorb(self.norm, attention.q, attention.kv)
+        self.ffn_norm, self.ffn[0] = absorb(self.ffn_norm, self.ffn[0])
 
 
 class MaxViTBlock(nn.Sequential):

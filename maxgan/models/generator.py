@@ -13,6 +13,7 @@ from maxgan.models.block import MaxViTBlock
 from maxgan.models.latent import LatentGenerator
 from maxgan.models.stages import stage_depths, stage_widths, stage_windows
 from maxgan.nn.attention import CrossAttention, to_map, to_tokens
+from maxgan.nn.fuse import absorb
 from maxgan.nn.norm import make_norm
 from maxgan.nn.resample import PixelShuffleUp
 
@@ -77,6 +78,10 @@ class Stage(nn.Module):
             x = x + self.position
         x = x + to_map(self.cross_attention(to_tokens(self.cross_norm(x)), tokens))
         return self.blocks(x)
+
+    def fuse(self) -> None:
+        """Fold the norm into the queries, where it is a BatchNorm."""
+        self.cross_norm, self.cross_attention.q = absorb(self.cross_norm, self.cross_attention.q)
 
 
 class MaxViTGenerator(LatentGenerator):

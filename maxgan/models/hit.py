@@ -13,6 +13,7 @@ from maxgan.config import HiTConfig, check_gan_resolution
 from maxgan.models.block import AttentionLayer
 from maxgan.models.latent import LatentGenerator
 from maxgan.nn.attention import FeedForward, to_map, to_tokens
+from maxgan.nn.fuse import absorb
 from maxgan.nn.multi_query import MultiAxisAttention, MultiQueryCrossAttention
 from maxgan.nn.norm import make_norm
 from maxgan.nn.resample import PixelShuffleUp
@@ -93,6 +94,10 @@ class MlpLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + to_map(self.ffn(to_tokens(self.norm(x))))
 
+    def fuse(self) -> None:
+        """Fold the norm into the linear layer after it, where it is a BatchNorm."""
+        self.norm, self.ffn[0] = absorb(self.norm, self.ffn[0])
+
 
 class Stage(nn.Module):
     """One resolution: learned position, cross-attention to the latent tokens, attention or MLP layers.
@@ -125,6 +130,10 @@ class Stage(nn.Module):
         x = x + self.position
         x = x + to_map(self.cross_attention(to_tokens(self.cross_norm(x)), tokens))
         return self.blocks(self.cross_mlp(x))
+
+    def fuse(self) -> None:
+        """Fold the norm into the queries, where it is a BatchNorm."""
+        self.cross_norm, self.cross_attention.q = absorb(self.cross_norm, self.cross_attention.q)
 
 
 class HiTGenerator(LatentGenerator):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,13 @@ def fold_before(norm: nn.BatchNorm2d, layer: Layer) -> Layer:
     inputs = (-1, *[1] * (weight.ndim - 2))
     bias = weight.flatten(1) @ shift
     return _with(layer, weight * scale.view(inputs), bias if layer.bias is None else bias + layer.bias.double())
+
+
+def absorb(norm: nn.Module, *layers: nn.Module) -> Any:
+    """Return `norm` and `layers`, or, of a BatchNorm, an identity and layers with the norm folded in."""
+    if not isinstance(norm, nn.BatchNorm2d):
+        return norm, *layers
+    return nn.Identity(), *(fold_before(norm, layer) for layer in layers if isinstance(layer, nn.Conv2d | nn.Linear))
 
 
 def fold_after(layer: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:

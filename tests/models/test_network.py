@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from maxgan.models import HiTGenerator, MaxViTGenerator
 from maxgan.models.network import Network, export_model, load_model, merge_settings
 
 
@@ -252,3 +253,25 @@ def test_a_copy_is_independent_and_exports_the_same(network: PlainNet, tmp_path:
     export_model(twin, tmp_path / "m.safetensors", {"images_seen": 1})
     assert network.info == {}
     assert torch.equal(load_model(tmp_path / "m.safetensors").linear.weight, network.linear.weight)
+
+
+@pytest.mark.parametrize("kind", [MaxViTGenerator, HiTGenerator])
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_a_fused_generator_gives_the_same_images(kind: type[MaxViTGenerator | HiTGenerator], norm: str) -> None:
+    sizes = {"widths": (16, 8, 8), "depths": (1, 1, 1), "latent_dim": 8, "norm": norm}
+    if kind is HiTGenerator:
+        sizes |= {"heads": (4, 2, 2), "patch_sizes": (4, 4, 0)}
+    else:
+        sizes |= {"base_resolution": 8, "head_dim": 8}
+    network = kind(32, 3, 4, **sizes).double()
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.add_(torch.rand_like(tensor) if name.endswith("var") else 0.2 * torch.randn_like(tensor))
+    network.eval()
+    z, labels = torch.randn(3, 8, dtype=torch.float64), torch.tensor([0, 3, 1])
+    fused = network.fuse()
+    torch.testing.assert_close(fused(z, labels), network(z, labels), atol=1e-10, rtol=1e-8)
+    # Those of the tokens and before RGB stay.
+    left = sum(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    assert left == {("batch", MaxViTGenerator): 2, ("batch", HiTGenerator): 2}.get((norm, kind), 0)
