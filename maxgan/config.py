@@ -152,6 +152,15 @@ class DiscriminatorConfig:
     """Channels at resolution r are channel_multiplier * 16384 / r, at most max_width and at least 8."""
     max_width: int = 512
     """The most channels of a layer."""
+    equalized_lr: bool = False
+    """Keep weights at deviation 1 and scale them where they are used, so that Adam moves all layers at one pace, with
+    StyleGAN2's gain of sqrt 2 after each activation."""
+    minibatch_deviation: bool = False
+    """Show the last layers how much the images of a group differ: variety is seen, but a logit then depends on other
+    images than its own."""
+    minibatch_group: int = 4
+    """Images of such a group, which follow each other in the batch; it must divide the images a process holds at
+    once."""
 
     def __post_init__(self) -> None:
         if self.channel_multiplier <= 0 or self.max_width < 8:
@@ -159,6 +168,36 @@ class DiscriminatorConfig:
                 "discriminator.channel_multiplier must be above 0 and discriminator.max_width at least 8, not "
                 f"{self.channel_multiplier} and {self.max_width}"
             )
+        if self.minibatch_group < 2:
+            raise ValueError(
+                f"discriminator.minibatch_group must be at least 2, not {self.minibatch_group}: one image has no "
+                "deviation"
+            )
+
+
+@dataclass(frozen=True)
+class MaxViTDiscriminatorConfig:
+    """The discriminator of MaxViT blocks."""
+
+    width: int = 256
+    """Channels of the stages with maps of up to 16 px; the rule is: half of it with each doubling of the map, but never
+    less than one head."""
+    widths: tuple[int, ...] | None = None
+    """Channels of every stage, from the largest map to that of 4 px, in place of the rule; each a multiple of
+    head_dim."""
+    depth: int = 2
+    """MaxViT blocks in every stage."""
+    depths: tuple[int, ...] | None = None
+    """MaxViT blocks of each stage, in place of `depth`."""
+    window_size: int = 8
+    """Side of the attention windows and grids, a power of two from 2; a stage with a smaller map takes its map."""
+    window_sizes: tuple[int, ...] | None = None
+    """Side of the windows and grids of each stage, in place of `window_size`; each divides its map."""
+    head_dim: int = 32
+    """Channels of one attention head."""
+    order: str = "C-BA-GA"
+    """Parts of a block in their order: C convolution (MBConv), BA block attention, GA grid attention; C comes first,
+    as it halves the map."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,15 @@ from maxgan.models.block import MaxViTBlock
 from maxgan.models.discriminator import ResidualDiscriminator
 from maxgan.models.generator import MaxViTGenerator
 from maxgan.models.hit import HiTGenerator
+from maxgan.models.maxvit_discriminator import MaxViTDiscriminator
 from maxgan.models.network import Network
 
-__all__ = ["HiTGenerator", "MaxViT", "MaxViTBlock", "MaxViTGenerator", "Network", "ResidualDiscriminator"]
+__all__ = [
+    "HiTGenerator",
+    "MaxViT",
+    "MaxViTBlock",
+    "MaxViTDiscriminator",
+    "MaxViTGenerator",
+    "Network",
+    "ResidualDiscriminator",
+]

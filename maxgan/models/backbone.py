@@ -199,7 +199,7 @@ class MaxViT(Network):
                 blocks_before += 1
             self.stages.append(Stage(*blocks, checkpointing=config.checkpointing))
         self.head = Head(width, num_classes)
-        self.apply(_initialise)
+        self.apply(initialise)
 
     @classmethod
     def from_name(
@@ -253,7 +253,7 @@ class MaxViT(Network):
         _check_classes(num_classes)
         before = self.head.dense
         new = nn.Linear(before.out_features, num_classes, device=before.weight.device, dtype=before.weight.dtype)
-        _initialise(new)
+        initialise(new)
         self.head.logits = new
         self.num_classes = num_classes
         self._hub_mixin_config = {"class": type(self).__name__, **self.arguments()}
@@ -315,7 +315,7 @@ def _check_classes(num_classes: int) -> None:
         raise ValueError(f"a classifier needs at least 2 classes, not {num_classes}: is the data labelled?")
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
     """N(0, 0.02) kernels, zero biases, as the official code draws them."""
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.normal_(module.weight, std=0.02)

@@ -91,7 +91,7 @@ FORMATS = {
     ),
 }
 HIT = Format({"norm": "batch"}, dict, names.hit)
-RESIDUAL = Format({}, dict, names.residual)
+RESIDUAL = Format({"equalized_lr": False, "minibatch_deviation": False}, dict, names.residual)
 
 
 def from_tensorflow(model: MaxViT | HiTGenerator | ResidualDiscriminator, source: Source) -> None:

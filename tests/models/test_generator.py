@@ -304,7 +304,7 @@ def test_latents_of_another_size(shape: tuple[int, ...]) -> None:
         ({"latent_tokens": 0}, r"generator\.latent_tokens must be at least 1, not 64, 0"),
         ({"latent_dim": 0}, r"generator\.latent_dim and generator\.latent_tokens must be at least 1, not 0"),
         ({"order": "GA-BA-GC"}, "order must join parts"),
-        ({"norm": "group"}, "norm must be batch, layer or none, not 'group'"),
+        ({"norm": "group"}, "norm must be batch or layer, not 'group'"),
         ({"norm": "batch", "norm_group": 1}, "norm_group must be at least 2"),
         ({"norm_group": 8}, "norm_group is for norm: batch"),
         ({"latent": 8}, "no setting 'latent': did you mean 'latent_dim'"),
