@@ -412,18 +412,51 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class NetworksConfig:
+    """Which networks are trained against each other; each has a section of its own."""
+
+    generator: Literal["maxvit", "hit"] = "maxvit"
+    """`maxvit`, set in `generator`, or the baseline `hit`, set in `hit`, from 32 px."""
+    discriminator: Literal["residual", "maxvit"] = "residual"
+    """`residual`, StyleGAN2's, set in `discriminator`, or `maxvit`, set in `maxvit_discriminator`."""
+
+
+@dataclass(frozen=True)
 class GanConfig:
     """Train a MaxViT-GAN. Without any argument it learns the embedded handwritten digits."""
 
     data: DataConfig = field(default_factory=DataConfig)
+    networks: NetworksConfig = field(default_factory=NetworksConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    hit: HiTConfig = field(default_factory=HiTConfig)
     discriminator: DiscriminatorConfig = field(default_factory=lambda: DiscriminatorConfig(3 / 64, 192))
+    maxvit_discriminator: MaxViTDiscriminatorConfig = field(default_factory=MaxViTDiscriminatorConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    dry_run: bool = False
+    """Train nothing: print the networks stage by stage, their memory, and an estimate of the time; without a GPU, and
+    without data where data.resolution is set (data.channels is then 3 unless set)."""
+    dry_classes: int = 0
+    """Classes that a dry run without data counts with."""
+
+    def __post_init__(self) -> None:
+        for kind, sections in (
+            ("generator", {"maxvit": "generator", "hit": "hit"}),
+            ("discriminator", {"residual": "discriminator", "maxvit": "maxvit_discriminator"}),
+        ):
+            chosen = getattr(self.networks, kind)
+            for name, section in sections.items():
+                if name != chosen and (idle := _changed(self, section)):
+                    raise ValueError(
+                        f"{section}.{idle} is set, but networks.{kind} is {chosen}: leave it out, or set "
+                        f"networks.{kind} to {name}"
+                    )
+        if self.dry_classes < 0:
+            raise ValueError(f"dry_classes must be 0 or more, not {self.dry_classes}")
 
 
 @dataclass(frozen=True)
@@ -607,7 +640,17 @@ class EvaluateConfig:
 
 
 # Sections and fields that don't change what is learned: a run may be continued with other values of these.
-FREE = ("run", "evaluation", "test", "test_crop", "evaluate", "data.workers", "data.on_error", "backbone.checkpointing")
+FREE = (
+    "run", "evaluation", "dry_run", "dry_classes", "test", "test_crop", "evaluate", "data.workers", "data.on_error",
+    "backbone.checkpointing",
+)  # fmt: skip
+
+
+def _changed(config: Any, section: str) -> str | None:
+    """Return the first field of a section that has another value than the section's default, if there is one."""
+    default: Any = next(field for field in dataclasses.fields(config) if field.name == section).default_factory
+    changes = differences(to_dict(default()), to_dict(getattr(config, section)))
+    return changes[0].partition(":")[0] if changes else None
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from maxgan.config import (
     GanConfig,
     ImageFacts,
     LossConfig,
+    NetworksConfig,
     OptimConfig,
     RunConfig,
     TrainingConfig,
@@ -38,6 +39,7 @@ OTHERS: dict[str, Any] = {
     "backbone.depths": (2, 1),
     "optim.min_lr": 1e-4,
     "optim.final_lr": 1e-6,
+    "loss.bcr_augment": "color",
 }
 
 
@@ -76,18 +78,25 @@ def changed(config: Any, name: str) -> Any:
     return dataclasses.replace(config, **{section: owner}) if section else owner
 
 
-FREE = {"data.workers", "data.on_error", "test", "test_crop", "evaluate", "backbone.checkpointing"}
+FREE = {
+    "data.workers", "data.on_error", "test", "test_crop", "evaluate", "backbone.checkpointing", "dry_run",
+    "dry_classes",
+}  # fmt: skip
+# Settings of a network can be changed where it is chosen.
+CHOOSING = {"hit": NetworksConfig(generator="hit"), "maxvit_discriminator": NetworksConfig(discriminator="maxvit")}
 
 
 @pytest.mark.parametrize("config_class", TRAININGS)
 def test_the_hash_changes_with_each_learning_setting_and_no_other(config_class: Callable[[], Any]) -> None:
-    config = config_class()
-    original = learning_hash(config)
-    assert re.fullmatch("[0-9a-f]{8}", original)
-    hashes = [original]
-    for name, _ in fields(config):
+    default = config_class()
+    hashes = [learning_hash(default)]
+    assert re.fullmatch("[0-9a-f]{8}", hashes[0])
+    for name, _ in fields(default):
         if (config_class, name) == (ClassifierConfig, "run.sample_every"):
             continue  # a classifier has but one value of it
+        networks = CHOOSING.get(name.partition(".")[0])
+        config = dataclasses.replace(default, networks=networks) if networks else default
+        original = learning_hash(config)
         new = learning_hash(changed(config, name))
         free = name in FREE or name.startswith(("run.", "evaluation."))
         assert (new == original) == free, name
@@ -137,6 +146,11 @@ def test_differences_are_named_with_both_values() -> None:
         (lambda: BackboneConfig(drop_path=1), r"backbone.drop_path must be in \[0, 1\), not 1"),
         (lambda: LossConfig(r1_gamma=-1), "loss.r1_gamma and loss.r2_gamma must be 0 or more, not -1, 0.0"),
         (lambda: LossConfig(penalty_interval=0), "loss.penalty_interval must be at least 1, not 0"),
+        (lambda: LossConfig(bcr_fake=-1), "loss.bcr_real and loss.bcr_fake must be 0 or more, not 0.0, -1"),
+        (lambda: LossConfig(bcr_augment="color,blur"), "loss.bcr_augment must join some of color, translation, cutout"),
+        (lambda: LossConfig(bcr_augment="color,color"), "each once, like color,translation; not 'color,color'"),
+        (lambda: LossConfig(bcr_augment=""), "loss.bcr_augment must join .* not ''"),
+        (lambda: GanConfig(dry_classes=-1), "dry_classes must be 0 or more, not -1"),
         (lambda: OptimConfig(lr=0), "optim.lr and optim.discriminator_lr must be above 0, not 0, None"),
         (lambda: OptimConfig(discriminator_lr=-1), "optim.discriminator_lr must be above 0"),
         (lambda: OptimConfig(beta1=1), r"optim.beta1 and optim.beta2 must be in \[0, 1\), not 1, 0.99"),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from maxgan.config import GanConfig, ImageFacts, LossConfig
 from maxgan.data.loader import Batch
 from maxgan.data.transforms import to_float
-from maxgan.models import MaxViTGenerator, ResidualDiscriminator
+from maxgan.models.build import build_discriminator, build_generator
 from maxgan.training.augment import DRAWS, augment
 from maxgan.training.averaging import moving_average
 from maxgan.training.draws import seed_of
@@ -117,10 +117,8 @@ class GanTrainer:
         self.facts = facts
         self.accelerator = accelerator
         self.images_seen = 0
-        size = (facts.resolution, facts.channels, facts.num_classes)
         torch.manual_seed(config.training.seed)
-        generator = MaxViTGenerator(*size, config=config.generator)
-        discriminator = ResidualDiscriminator(*size, config=config.discriminator)
+        generator, discriminator = build_generator(config, facts), build_discriminator(config, facts)
         for network in (generator, discriminator):
             network.to(accelerator.device).to(memory_format=torch.channels_last)
         self.ema = moving_average(generator, config.ema, config.training.batch_size, lambda: self.images_seen)
