@@ -20,6 +20,7 @@ from maxgan.evaluation.evaluate import default_extractor, default_reference, sco
 from maxgan.evaluation.extractors import Extractor, load_extractor
 from maxgan.evaluation.protocols import Scores
 from maxgan.sampling import EXPORT_NAME, generate
+from maxgan.training.dry_run import describe
 from maxgan.training.gan import GanTrainer
 from maxgan.training.loop import Loop
 from maxgan.training.pictures import plot_curves
@@ -33,6 +34,7 @@ PANELS = {
     "loss": ("loss_discriminator", "loss_generator"),
     "logits of D": ("real_logit", "fake_logit"),
     "penalties": ("r1", "r2"),
+    "consistency": ("bcr_real", "bcr_fake"),
     "speed": ("images_per_second",),
 }
 
@@ -176,9 +178,14 @@ def choose_extractor(config: GanConfig, say: Callable[[str], None]) -> Extractor
 def train_gan(config: GanConfig, config_name: str | None = None) -> int:
     """Train a GAN in its run folder, or go on with it; return the process's exit code (see `session.execute`).
 
+    With `dry_run`, say what the training would be, and write nothing.
+
     Args:
         config: the settings.
         config_name: name of the config file, for the folder's name.
     """
+    if config.dry_run:
+        print(describe(config))
+        return 0
     name = config_name or Path(config.data.source.split("-")[0]).stem
     return execute(config, name, lambda directory, accelerator: GanRun(config, directory, accelerator))

@@ -24,10 +24,16 @@ from maxgan.config import (
     EvaluationConfig,
     GanConfig,
     GeneratorConfig,
+    HiTConfig,
     LossConfig,
+    MaxViTDiscriminatorConfig,
+    NetworksConfig,
+    OptimConfig,
     RunConfig,
     TrainingConfig,
 )
+from maxgan.models import HiTGenerator
+from maxgan.sampling import generate, load_generator
 from maxgan.training import gan_run
 from maxgan.training.gan import GanTrainer
 from maxgan.training.run import read_metrics, run_directory
@@ -42,6 +48,20 @@ TINY = GanConfig(
     training=TrainingConfig(images=96, batch_size=16, accumulation=2),
     evaluation=EvaluationConfig(enabled=False),
     run=RunConfig(log_every=48, sample_every=96, checkpoint_every=32, keep=9, tracker="none", threads=1),
+)
+
+HIT = replace(
+    TINY,
+    data=DataConfig(resolution=32),
+    networks=NetworksConfig("hit", "maxvit"),
+    generator=GeneratorConfig(),
+    hit=HiTConfig(8, 4, widths=(16, 16, 8), depths=(1, 1, 1), heads=(4, 2, 2), norm_group=4),
+    discriminator=GanConfig().discriminator,
+    maxvit_discriminator=MaxViTDiscriminatorConfig(width=4, depth=1, head_dim=4),
+    loss=LossConfig("non_saturating", r1_gamma=1.0, bcr_real=1.0, bcr_fake=0.5, bcr_augment="cutout,color"),
+    optim=OptimConfig(updates="simultaneous"),
+    training=TrainingConfig(images=16, batch_size=8, accumulation=2),
+    run=replace(TINY.run, checkpoint_every=8, log_every=8),
 )
 
 
@@ -169,6 +189,28 @@ def test_a_run_that_was_killed_before_its_curves_gets_them(whole: Path, tmp_path
     assert train(at(directory)) == 0
     assert (directory / "curves.png").stat().st_size > 0
     assert_same(whole / "checkpoints/images-000000096", directory / "checkpoints/images-000000096")
+
+
+def test_the_baseline_with_all_options_is_resumed_and_sampled(whole: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert train(at(first, HIT)) == 0
+    shutil.copytree(first, second)
+    shutil.rmtree(second / "checkpoints" / "images-000000016")
+    assert train(at(second, HIT)) == 0
+    assert_same(first / "checkpoints/images-000000016", second / "checkpoints/images-000000016")
+    assert without_times(first) == without_times(second)
+    assert {"bcr_real", "bcr_fake", "r1"} <= without_times(first)[-1].keys()
+
+    generator = load_generator(first)
+    assert isinstance(generator, HiTGenerator)
+    (batch,) = generate(generator, range(3), 3, "cpu")
+    assert batch.images.shape == (3, 1, 32, 32)
+
+    # A checkpoint of other networks, put where it doesn't belong.
+    shutil.rmtree(second / "checkpoints")
+    shutil.copytree(whole / "checkpoints", second / "checkpoints")
+    with pytest.raises(ValueError, match=r"checkpoint .*images-000000096 doesn't fit this run .*: start another run"):
+        train(at(second, HIT))
 
 
 def test_a_folder_of_another_config_is_refused(whole: Path) -> None:
