@@ -1,9 +1,9 @@
-"""Extractors: networks that turn uint8 images into features, behind one small interface."""
+"""Extractors: networks that turn images into features, behind one small interface."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -11,14 +11,27 @@ from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maxgan.checkpoint import load_model
-from maxgan.data.transforms import to_float
+from maxgan.evaluation import published
+from maxgan.evaluation.dinov2 import load_dinov2
+from maxgan.evaluation.inception import FEATURES, RESOLUTION, inception_2015, keras_inception
+from maxgan.evaluation.published import find_weights, sha256_of
+from maxgan.evaluation.resize import LEVELS, RESIZES, convert_channels
+from maxgan.nn.fuse import fuse_modules
 
-# ITU-R BT.601, as PIL converts to grey.
-LUMA = (0.299, 0.587, 0.114)
+RESIZES_OF = {
+    "inception-2015": ("clean", "tf1"),
+    "inception-2015-torchscript": ("clean", "tf1"),
+    "inception-keras": ("tf2",),
+    "dinov2": ("clean",),
+}
+"""The extractors that others published, and the ways to resize for them."""
+# In grey levels: the graph of 2015 subtracts 128 and divides by it; ImageNet's mean and deviation.
+GRAPH = 128.0
+IMAGENET_MEAN = tuple(LEVELS * x for x in (0.485, 0.456, 0.406))
+IMAGENET_STD = tuple(LEVELS * x for x in (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)
@@ -30,20 +43,26 @@ class Features:
 
 
 class Extractor(Protocol):
-    """Anything that turns images into features; called with uint8 `(N, C, H, W)`."""
+    """Anything that turns square images into features; all that a metric or a protocol may ask of it.
+
+    Called with images `(N, C, H, H)`: uint8, or where it is `unquantised` also floating-point in [-1, 1], which are
+    clamped. It gives features float32 `(N, D)`, and logits float32 `(N, K)` or None, on its device.
+    """
 
     name: str
     """Names the protocol: `fd-NAME`."""
     digest: str
     """SHA-256 in hexadecimal, so that a score says which weights it was made with."""
     resize: str
-    """How images of another resolution are brought to this one."""
+    """How images of another resolution are brought to this one, a name of `maxgan.evaluation.resize`."""
     resolution: int
     """Side of the images it looks at, in pixels."""
     channels: int
     """Channels it looks at."""
     num_classes: int
     """Number of logits K; 0 if there are none."""
+    unquantised: bool
+    """Whether it also takes floating-point images, so that generated ones need not be rounded to uint8."""
 
     def __call__(self, images: Tensor) -> Features: ...
 
@@ -61,7 +80,7 @@ class Classifier(Protocol):
     num_classes: int
 
     def pooled(self, x: Tensor) -> Tensor:
-        """Return features `(N, D)` of images `(N, channels, resolution, resolution)` in [-1, 1]."""
+        """Return features `(N, D)` of images `(N, channels, resolution, resolution)`, normalised as it expects."""
         ...
 
     def classify(self, pooled: Tensor) -> Tensor:
@@ -69,70 +88,216 @@ class Classifier(Protocol):
         ...
 
 
-class ClassifierExtractor:
-    """The features before the head of a classifier, and its logits.
+class ModuleExtractor:
+    """The features that any torch module gives.
 
     Images may have any resolution. Between 1 and 3 channels they are converted first (RGB to the luma of ITU-R BT.601,
-    unrounded; grey to three equal channels); then they are resized (bicubic, antialiased, as PIL does) and clamped to
-    [-1, 1].
+    unrounded; grey to three equal channels); then they are resized, and grey levels are shown as (level - mean) / std.
 
     Args:
-        model: a torch module that is also a `Classifier`. It is taken over: float32, evaluation mode, no gradients.
+        module: float32 images `(N, channels, resolution, resolution)` to features `(N, D)`, or to a pair of features
+            and logits `(N, num_classes)`. It is taken over: float32, evaluation mode, no gradients.
         name: short name, which names the protocol.
+        resolution, channels: of what it looks at.
+        num_classes: number of logits; 0 if it gives features alone.
+        mean, std: in grey levels 0..255, one number or one for each channel; the defaults show [-1, 1], (0, 255) would
+            show [0, 1].
+        resize: a name of `maxgan.evaluation.resize.RESIZES`.
         digest: SHA-256 of its file; unset: of its weights.
+        unquantised: whether it also takes floating-point images in [-1, 1].
+
+    Raises:
+        ValueError: for another resize, or a deviation that isn't above 0.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        name: str,
+        *,
+        resolution: int,
+        channels: int = 3,
+        num_classes: int = 0,
+        mean: float | Sequence[float] = LEVELS / 2,
+        std: float | Sequence[float] = LEVELS / 2,
+        resize: str = "clean",
+        digest: str | None = None,
+        unquantised: bool = False,
+    ) -> None:
+        if resize not in RESIZES:
+            raise ValueError(f"resize of extractor {name} must be one of {', '.join(RESIZES)}, not {resize!r}")
+        self._mean, self._std = (torch.tensor(x, dtype=torch.float32).view(-1, 1, 1) for x in (mean, std))
+        if not (self._std > 0).all() or not {len(self._mean), len(self._std)} <= {1, channels}:
+            raise ValueError(
+                f"mean and std of extractor {name} must be one number or {channels}, std above 0, not {mean}, {std}"
+            )
+        self._module = module.float().eval().requires_grad_(False)
+        self._device = torch.device("cpu")
+        self.name, self.resize, self.unquantised = name, resize, unquantised
+        self.digest = weights_digest(module) if digest is None else digest
+        self.resolution, self.channels, self.num_classes = resolution, channels, num_classes
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move to a device and return itself."""
+        self._device = torch.device(device)
+        self._module.to(self._device)
+        self._mean, self._std = self._mean.to(self._device), self._std.to(self._device)
+        return self
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Features:
+        """Return features and logits, on the extractor's device, of images `(N, C, H, H)` of any device.
+
+        Raises:
+            ValueError: for images of another type or shape, channels that can't be converted, or a module that gives
+                something else than it should.
+        """
+        x = convert_channels(self._levels(images), self.channels)
+        with _full_precision(self._device):
+            result = self._look(x)
+        self._check(result, len(images))
+        return result
+
+    def _levels(self, images: Tensor) -> Tensor:
+        """Return images as grey levels 0..255, float32, on the extractor's device."""
+        known = images.dtype == torch.uint8 or (self.unquantised and images.is_floating_point())
+        if not known or images.ndim != 4 or images.shape[2] != images.shape[3]:
+            kinds = "square uint8 or floating-point images" if self.unquantised else "square uint8 images"
+            raise ValueError(
+                f"extractor {self.name} takes {kinds} (N, C, H, H), not {images.dtype} {tuple(images.shape)}: "
+                "crop them, and quantise generated ones first"
+            )
+        x = images.to(self._device).float()
+        return x if images.dtype == torch.uint8 else (x.clamp(-1, 1) + 1) * (LEVELS / 2)
+
+    def _look(self, levels: Tensor) -> Features:
+        """Return the features of grey levels 0..255, `(N, channels, H, H)`."""
+        x = RESIZES[self.resize](levels, self.resolution)
+        return self._run((x - self._mean) / self._std)
+
+    def _run(self, x: Tensor) -> Features:
+        """Return the features of images as the module looks at them."""
+        result = self._module(x)
+        return Features(*result) if isinstance(result, tuple) else Features(result, None)
+
+    def _check(self, result: Features, count: int) -> None:
+        features, logits = result.features, result.logits
+        if features.ndim != 2 or len(features) != count or features.dtype != torch.float32:
+            raise ValueError(
+                f"extractor {self.name} gave {features.dtype} {tuple(features.shape)} for {count} images: its module "
+                "must return float32 features (N, D), so pool its maps"
+            )
+        if (0 if logits is None else logits.shape[-1]) != self.num_classes:
+            shape = None if logits is None else tuple(logits.shape)
+            raise ValueError(f"extractor {self.name} gave logits {shape}: set num_classes to their number, 0 for none")
+
+
+class ClassifierExtractor(ModuleExtractor):
+    """The features before the head of a classifier, and its logits.
+
+    Args:
+        model: a torch module that is also a `Classifier`.
+        name, settings: see `ModuleExtractor`; what images the model looks at, it says itself.
 
     Raises:
         ValueError: if the model is no classifier.
     """
 
-    resize = "bicubic, antialiased, clamped"
-
-    def __init__(self, model: nn.Module, name: str, digest: str | None = None) -> None:
+    def __init__(self, model: nn.Module, name: str, digest: str | None = None, **settings: Any) -> None:
         if not isinstance(model, Classifier):
             raise ValueError(
                 f"extractor {name} is a {type(model).__name__}, which has no `pooled` and `classify`: "
                 "name an exported classifier"
             )
-        self._model = model.float().eval().requires_grad_(False)
+        facts = {"resolution": model.resolution, "channels": model.channels, "num_classes": model.num_classes}
         self._classifier: Classifier = model
-        self._device = torch.device("cpu")
-        self.name = name
-        self.digest = _digest(model) if digest is None else digest
-        self.resolution, self.channels, self.num_classes = model.resolution, model.channels, model.num_classes
+        super().__init__(model, name, digest=digest, **facts, **settings)
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move to a device and return itself."""
-        self._device = torch.device(device)
-        self._model.to(self._device)
-        return self
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Features:
-        """Return features and logits, on the extractor's device, of uint8 images `(N, C, H, H)` of any device.
-
-        Raises:
-            ValueError: for images of another type or shape, or channels that can't be converted.
-        """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[2] != images.shape[3]:
-            raise ValueError(
-                f"an extractor takes square uint8 images (N, C, H, H), not {images.dtype} {tuple(images.shape)}: "
-                "crop them, and quantise generated ones first"
-            )
-        x = _convert_channels(to_float(images.to(self._device)), self.channels)
-        if x.shape[-1] != self.resolution:
-            size = (self.resolution, self.resolution)
-            x = F.interpolate(x, size, mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
-        with _full_precision(self._device):
-            pooled = self._classifier.pooled(x.contiguous(memory_format=torch.channels_last))
-            return Features(pooled, self._classifier.classify(pooled))
+    def _run(self, x: Tensor) -> Features:
+        pooled = self._classifier.pooled(x.contiguous(memory_format=torch.channels_last))
+        return Features(pooled, self._classifier.classify(pooled))
 
 
-def load_extractor(name_or_path: str | Path) -> ClassifierExtractor:
-    """Load an extractor of the package by name (`digits`), or an exported classifier by its path.
+class TorchScriptExtractor(ModuleExtractor):
+    """The features of the archive `inception-2015-12-05.pt`, as clean-fid takes them; it gives no logits.
+
+    Args:
+        archive: with `layers`, and a forward that resizes as `tf1` by itself.
+        name, resize, digest: see `ModuleExtractor`.
+    """
+
+    def __init__(self, archive: nn.Module, name: str, resize: str, digest: str) -> None:
+        if not hasattr(archive, "layers"):
+            raise ValueError(f"the TorchScript archive of {name} has no `layers`: it must be inception-2015-12-05.pt")
+        super().__init__(archive, name, resolution=RESOLUTION, mean=GRAPH, std=GRAPH, resize=resize, digest=digest)
+
+    def _look(self, levels: Tensor) -> Features:
+        if self.resize == "tf1":
+            features = self._module(levels, return_features=True)
+        else:
+            shown = (RESIZES[self.resize](levels, self.resolution) - self._mean) / self._std
+            features = self._module.layers(shown)
+        return Features(features.reshape(len(levels), FEATURES), None)
+
+
+def load_extractor(
+    name_or_path: str | Path,
+    *,
+    weights: str | Path | None = None,
+    resize: str | None = None,
+    trust_weights: bool = False,
+) -> ModuleExtractor:
+    """Load an extractor: a published one or one of the package (`digits`) by name, or an exported classifier by path.
+
+    Published are `inception-2015` (torch-fidelity's port of the graph of 2015, 2048 features and 1008 logits without
+    bias), `inception-2015-torchscript` (the archive that clean-fid uses, features alone), `inception-keras` (2048
+    features, 1000 logits with bias; takes unquantised images) and `dinov2` (needs timm). Their weights are checked here,
+    before anything long starts.
+
+    Args:
+        name_or_path: which.
+        weights: file of a published one; unset: where the tool it belongs to downloads it, or downloaded. DINOv2's
+            must be named.
+        resize: `clean` or `tf1`, which must be said where there is a choice: of the two of 2015.
+        trust_weights: take weights with another checksum than the published. A TorchScript archive is code, which
+            loading and calling it runs: set this only for one that you made yourself.
 
     Raises:
-        ValueError: if there is no such extractor, or the file is no exported classifier.
+        ValueError: if there is no such extractor, the file is no exported classifier, or weights are missing, of
+            another checksum or of other shapes.
     """
+    name = str(name_or_path)
+    if name not in RESIZES_OF:
+        if weights is not None or resize is not None or trust_weights:
+            raise ValueError(
+                f"weights, resize and trust_weights are for {', '.join(RESIZES_OF)}: extractor {name} has its own"
+            )
+        return _own_classifier(name_or_path)
+    if resize not in (choices := RESIZES_OF[name]) and (resize is not None or len(choices) > 1):
+        raise ValueError(f"resize of extractor {name} must be {' or '.join(choices)}, not {resize}: scores differ")
+    resize = resize or choices[0]
+    if name == "inception-2015":
+        path, digest = find_weights(published.PORT_2015, weights, trust_weights)
+        model = _fused(inception_2015(path))
+        return ClassifierExtractor(model, name, digest, resize=resize, mean=GRAPH, std=GRAPH)
+    if name == "inception-2015-torchscript":
+        path, digest = find_weights(published.TORCHSCRIPT_2015, weights, trust_weights)
+        return TorchScriptExtractor(_load_torchscript(path), name, resize, digest)
+    if trust_weights:
+        raise ValueError(f"trust_weights is for weights with a published checksum, which {name} has not")
+    if name == "inception-keras":
+        # The user makes the file, so only what it holds identifies the weights.
+        model = keras_inception(find_weights(published.KERAS, weights)[0])
+        digest = weights_digest(model)
+        return ClassifierExtractor(_fused(model), name, digest, resize=resize, unquantised=True)
+    if weights is None:
+        raise ValueError(f"extractor {name} needs weights: name the file of DINOv2's backbone, .pth or .safetensors")
+    model = load_dinov2(weights)
+    facts = {"resolution": model.resolution, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    return ModuleExtractor(model, f"{name}-{model.size}", resize=resize, digest=sha256_of(Path(weights)), **facts)
+
+
+def _own_classifier(name_or_path: str | Path) -> ClassifierExtractor:
     folder = resources.files("maxgan.evaluation") / "weights"
     entries = folder.iterdir() if folder.is_dir() else []
     packaged = {Path(entry.name).stem: entry for entry in entries if entry.name.endswith(".safetensors")}
@@ -143,34 +308,32 @@ def load_extractor(name_or_path: str | Path) -> ClassifierExtractor:
     if not path.is_file():
         known = ", ".join(sorted(packaged)) or "none"
         raise ValueError(
-            f"there is no extractor {name_or_path}: give the path of an exported classifier, "
-            f"or the name of one that comes with the package ({known})"
+            f"there is no extractor {name_or_path}: give the path of an exported classifier, the name of one that "
+            f"comes with the package ({known}), or that of a published one ({', '.join(RESIZES_OF)})"
         )
     return _from_file(path)
 
 
 def _from_file(path: Path) -> ClassifierExtractor:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return ClassifierExtractor(load_model(path), path.stem, digest)
+    return ClassifierExtractor(load_model(path), path.stem, sha256_of(path))
 
 
-def _convert_channels(x: Tensor, channels: int) -> Tensor:
-    """Convert images `(N, C, H, W)` between grey and RGB."""
-    given = x.shape[1]
-    if given == channels:
-        return x
-    if given == 1 and channels == 3:
-        return x.expand(-1, 3, -1, -1)
-    if given == 3 and channels == 1:
-        return (x * x.new_tensor(LUMA).view(3, 1, 1)).sum(1, keepdim=True)
-    raise ValueError(
-        f"the extractor looks at {channels} channels and the images have {given}: "
-        "only 1 and 3 can be converted, so set data.channels or choose another extractor"
-    )
+def _fused(model: nn.Module) -> nn.Module:
+    """Fold the norms of a network, whose weights are here to stay."""
+    fuse_modules(model)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def _digest(model: nn.Module) -> str:
+def _load_torchscript(path: Path) -> nn.Module:
+    try:
+        archive: nn.Module = torch.jit.load(str(path), map_location="cpu")
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is no TorchScript archive that can be read ({reason}): fetch it again") from error
+    return archive
+
+
+def weights_digest(model: nn.Module) -> str:
     """Return the SHA-256 of the names, shapes and values of a model's weights."""
     sha = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

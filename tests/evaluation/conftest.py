@@ -1,10 +1,19 @@
-"""A stand-in classifier whose features are its pixels, so that tests can see what an extractor was shown."""
+"""A stand-in classifier whose features are its pixels, so that tests can see what an extractor was shown; and photos
+and random weights for the published extractors."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
+
+from maxgan.evaluation.inception import Inception, port_names
 
 
 class PixelClassifier(nn.Module):
@@ -30,3 +39,43 @@ class PixelClassifier(nn.Module):
 @pytest.fixture
 def classifier() -> type[PixelClassifier]:
     return PixelClassifier
+
+
+@pytest.fixture(scope="session")
+def photos() -> Tensor:
+    """uint8 `(2, 3, 299, 299)`: cut-outs of the two photographs that come with scikit-learn."""
+    cuts = [load_sample_image(name)[60:359, 200:499] for name in ("china.jpg", "flower.jpg")]
+    return torch.from_numpy(np.stack(cuts)).permute(0, 3, 1, 2).contiguous()
+
+
+@pytest.fixture(scope="session")
+def port_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file like torch-fidelity's, with random weights of which each matters, scaled so that features are of order
+    1."""
+    generator = torch.Generator().manual_seed(0)
+    model = Inception(1008, last_pool_is_max=True)
+    weights = {
+        "fc.weight": torch.randn(1008, 2048, generator=generator) / 30,
+        "fc.bias": torch.randn(1008, generator=generator),
+    }
+    for (_, convolution), name in zip(model.convolutions(), port_names(), strict=True):
+        kernel = convolution.conv.weight
+        width = len(kernel)
+        weights[f"{name}.conv.weight"] = torch.randn(kernel.shape, generator=generator) * (2 / kernel[0].numel()) ** 0.5
+        weights[f"{name}.bn.weight"] = torch.empty(width).uniform_(0.8, 1.2, generator=generator)
+        weights[f"{name}.bn.bias"] = torch.randn(width, generator=generator) / 10
+        weights[f"{name}.bn.running_mean"] = torch.randn(width, generator=generator) / 10
+        weights[f"{name}.bn.running_var"] = torch.empty(width).uniform_(0.8, 1.2, generator=generator)
+        weights[f"{name}.bn.num_batches_tracked"] = torch.tensor(0)
+    path = tmp_path_factory.mktemp("port") / "port.pth"
+    torch.save(weights, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def fidelity() -> Callable[..., Any]:
+    """Return a function from a file like torch-fidelity's and the features asked for to its own extractor."""
+    pytest.importorskip("torch_fidelity")
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    return lambda path, *features: FeatureExtractorInceptionV3("port", list(features), str(path))
