@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from maxgan.checkpoint import load_model
 from maxgan.evaluation import published
 from maxgan.evaluation.dinov2 import load_dinov2
 from maxgan.evaluation.inception import FEATURES, RESOLUTION, inception_2015, keras_inception
-from maxgan.evaluation.published import find_weights, sha256_of
+from maxgan.evaluation.published import find_weights, load_torchscript, sha256_of, weights_digest
 from maxgan.evaluation.resize import LEVELS, RESIZES, convert_channels
 from maxgan.nn.fuse import fuse_modules
 
@@ -131,7 +130,9 @@ class ModuleExtractor:
             raise ValueError(
                 f"mean and std of extractor {name} must be one number or {channels}, std above 0, not {mean}, {std}"
             )
-        self._module = module.float().eval().requires_grad_(False)
+        self._module = module.float().eval()
+        for parameter in module.parameters():  # TorchScript's modules have no requires_grad_
+            parameter.requires_grad_(False)
         self._device = torch.device("cpu")
         self.name, self.resize, self.unquantised = name, resize, unquantised
         self.digest = weights_digest(module) if digest is None else digest
@@ -209,9 +210,9 @@ class ClassifierExtractor(ModuleExtractor):
                 f"extractor {name} is a {type(model).__name__}, which has no `pooled` and `classify`: "
                 "name an exported classifier"
             )
-        facts = {"resolution": model.resolution, "channels": model.channels, "num_classes": model.num_classes}
         self._classifier: Classifier = model
-        super().__init__(model, name, digest=digest, **facts, **settings)
+        sizes = {"resolution": model.resolution, "channels": model.channels, "num_classes": model.num_classes}
+        super().__init__(model, name, digest=digest, **{**settings, **sizes})
 
     def _run(self, x: Tensor) -> Features:
         pooled = self._classifier.pooled(x.contiguous(memory_format=torch.channels_last))
@@ -226,17 +227,18 @@ class TorchScriptExtractor(ModuleExtractor):
         name, resize, digest: see `ModuleExtractor`.
     """
 
-    def __init__(self, archive: nn.Module, name: str, resize: str, digest: str) -> None:
+    def __init__(self, archive: Any, name: str, resize: str, digest: str) -> None:
         if not hasattr(archive, "layers"):
             raise ValueError(f"the TorchScript archive of {name} has no `layers`: it must be inception-2015-12-05.pt")
+        self._archive = archive
         super().__init__(archive, name, resolution=RESOLUTION, mean=GRAPH, std=GRAPH, resize=resize, digest=digest)
 
     def _look(self, levels: Tensor) -> Features:
         if self.resize == "tf1":
-            features = self._module(levels, return_features=True)
+            features = self._archive(levels, return_features=True)
         else:
             shown = (RESIZES[self.resize](levels, self.resolution) - self._mean) / self._std
-            features = self._module.layers(shown)
+            features = self._archive.layers(shown)
         return Features(features.reshape(len(levels), FEATURES), None)
 
 
@@ -251,8 +253,8 @@ def load_extractor(
 
     Published are `inception-2015` (torch-fidelity's port of the graph of 2015, 2048 features and 1008 logits without
     bias), `inception-2015-torchscript` (the archive that clean-fid uses, features alone), `inception-keras` (2048
-    features, 1000 logits with bias; takes unquantised images) and `dinov2` (needs timm). Their weights are checked here,
-    before anything long starts.
+    features, 1000 logits with bias; takes unquantised images) and `dinov2` (needs timm). Their weights are
+    checked here, before anything long starts.
 
     Args:
         name_or_path: which.
@@ -282,7 +284,7 @@ def load_extractor(
         return ClassifierExtractor(model, name, digest, resize=resize, mean=GRAPH, std=GRAPH)
     if name == "inception-2015-torchscript":
         path, digest = find_weights(published.TORCHSCRIPT_2015, weights, trust_weights)
-        return TorchScriptExtractor(_load_torchscript(path), name, resize, digest)
+        return TorchScriptExtractor(load_torchscript(path, digest), name, resize, digest)
     if trust_weights:
         raise ValueError(f"trust_weights is for weights with a published checksum, which {name} has not")
     if name == "inception-keras":
@@ -293,8 +295,10 @@ def load_extractor(
     if weights is None:
         raise ValueError(f"extractor {name} needs weights: name the file of DINOv2's backbone, .pth or .safetensors")
     model = load_dinov2(weights)
-    facts = {"resolution": model.resolution, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    return ModuleExtractor(model, f"{name}-{model.size}", resize=resize, digest=sha256_of(Path(weights)), **facts)
+    return ModuleExtractor(
+        model, f"{name}-{model.size}", resolution=model.resolution, mean=IMAGENET_MEAN, std=IMAGENET_STD,
+        resize=resize, digest=sha256_of(Path(weights)),
+    )  # fmt: skip
 
 
 def _own_classifier(name_or_path: str | Path) -> ClassifierExtractor:
@@ -321,25 +325,7 @@ def _from_file(path: Path) -> ClassifierExtractor:
 def _fused(model: nn.Module) -> nn.Module:
     """Fold the norms of a network, whose weights are here to stay."""
     fuse_modules(model)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-
-
-def _load_torchscript(path: Path) -> nn.Module:
-    try:
-        archive: nn.Module = torch.jit.load(str(path), map_location="cpu")
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is no TorchScript archive that can be read ({reason}): fetch it again") from error
-    return archive
-
-
-def weights_digest(model: nn.Module) -> str:
-    """Return the SHA-256 of the names, shapes and values of a model's weights."""
-    sha = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        sha.update(tensor.cpu().contiguous().numpy().tobytes())
-    return sha.hexdigest()
+    return model.to(memory_format=torch.channels_last)
 
 
 @contextmanager

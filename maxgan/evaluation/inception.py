@@ -198,7 +198,7 @@ def keras_inception(weights: str | Path | Mapping[str, Tensor]) -> Inception:
             found.setdefault((match[1], match[3]), []).append((int(match[2] or 0), name))
         elif not re.search(r"(?:^|/)predictions/(kernel|bias)(?::0)?$", name):
             left_over.append(name)
-    model = Inception(KERAS_CLASSES, last_pool_is_max=False)
+    model = _unfilled(KERAS_CLASSES, last_pool_is_max=False)
     names: dict[str, str] = {}
     kinds = {
         ("conv2d", "kernel"): "conv.weight",
@@ -236,7 +236,7 @@ def inception_2015(weights: str | Path | Mapping[str, Tensor]) -> Inception:
         ValueError: if a weight is missing, left over or of another shape, or the file can't be read.
     """
     origin, tensors = _read(weights)
-    model = Inception(GRAPH_CLASSES, last_pool_is_max=True)
+    model = _unfilled(GRAPH_CLASSES, last_pool_is_max=True)
     names = {"head.weight": "fc.weight", "head.bias": "fc.bias"}
     for (ours, _), theirs in zip(model.convolutions(), port_names(), strict=True):
         names[f"{ours}.conv.weight"] = f"{theirs}.conv.weight"
@@ -269,6 +269,12 @@ def _read(weights: str | Path | Mapping[str, Tensor]) -> tuple[str, Mapping[str,
     return f"the weights of {weights}", read_weights(weights)
 
 
+def _unfilled(num_classes: int, last_pool_is_max: bool) -> Inception:
+    """Return a network whose weights have no values yet, since to draw them takes longer than to read others."""
+    with torch.device("meta"):
+        return Inception(num_classes, last_pool_is_max)
+
+
 def _fill(
     model: Inception,
     names: Mapping[str, str],
@@ -277,7 +283,7 @@ def _fill(
     origin: str,
     keras_layout: bool = False,
 ) -> None:
-    """Load into `model` under each of our names the tensor of theirs; what it has no tensor for stays.
+    """Give `model` under each of our names the tensor of theirs; Keras' norms have no scale, so that theirs is 1.
 
     Raises:
         ValueError: which lists everything that doesn't fit.
@@ -295,8 +301,12 @@ def _fill(
         if weight.shape != wanted[ours].shape:
             shape = tuple(wanted[ours].shape)
             problems.append(f"{theirs} has the shape {tuple(weight.shape)} in place of {shape}")
-        weights[ours] = weight
+        weights[ours] = weight.float().contiguous()
     if problems:
         shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
         raise ValueError(f"{origin} are not those of this Inception: {shown}")
-    model.load_state_dict({**wanted, **weights})
+    for name, tensor in wanted.items():
+        if name not in weights:
+            value = 1 if name.endswith(".norm.weight") else 0
+            weights[name] = torch.full(tensor.shape, value, dtype=tensor.dtype)
+    model.load_state_dict(weights, assign=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,39 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return the SHA-256 of the names, shapes and values of a model's weights."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        sha.update(tensor.cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def load_torchscript(path: Path, digest: str) -> nn.Module:
+    """Load the archive of a network, which runs the code in it.
+
+    Args:
+        path, digest: as `find_weights` returned them.
+
+    Raises:
+        ValueError: if it is none, or is no longer the file that was checked.
+    """
+    # What is checked is what is loaded: the file may lie in a folder that everyone writes to.
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise ValueError(f"{path} has changed since its checksum was taken: fetch it again")
+    try:
+        with warnings.catch_warnings():
+            # PyTorch advises another format, which whoever fetches this file can't choose.
+            warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", FutureWarning)
+            archive: nn.Module = torch.jit.load(io.BytesIO(content), map_location="cpu")
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is no TorchScript archive that can be read ({reason}): fetch it again") from error
+    return archive
 
 
 def _usual(file: WeightFile) -> Path | None:

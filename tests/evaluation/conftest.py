@@ -53,7 +53,8 @@ def port_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file like torch-fidelity's, with random weights of which each matters, scaled so that features are of order
     1."""
     generator = torch.Generator().manual_seed(0)
-    model = Inception(1008, last_pool_is_max=True)
+    with torch.device("meta"):
+        model = Inception(1008, last_pool_is_max=True)
     weights = {
         "fc.weight": torch.randn(1008, 2048, generator=generator) / 30,
         "fc.bias": torch.randn(1008, generator=generator),
@@ -73,9 +74,27 @@ def port_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def fidelity() -> Callable[..., Any]:
-    """Return a function from a file like torch-fidelity's and the features asked for to its own extractor."""
+def fidelity(port_weights: Path) -> Any:
+    """torch-fidelity's own extractor with those weights: features, logits without and with bias."""
     pytest.importorskip("torch_fidelity")
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    return lambda path, *features: FeatureExtractorInceptionV3("port", list(features), str(path))
+    return FeatureExtractorInceptionV3("port", ["2048", "logits_unbiased", "logits"], str(port_weights))
+
+
+@pytest.fixture(scope="session")
+def published_names() -> Callable[..., dict[str, np.ndarray]]:
+    def rename(variables: dict[str, np.ndarray], first: int = 1) -> dict[str, np.ndarray]:
+        """Return the case's variables by the names of Keras' file, whose layers count from `first`."""
+        named = {}
+        for name, array in variables.items():
+            layer, leaf = name.split("/")
+            kind, _, number = layer.partition("_")
+            if number:
+                kind = {"conv": "conv2d", "norm": "batch_normalization"}[kind]
+                count = int(number) + first
+                layer = f"{kind}_{count}" if count else kind
+            named[f"{layer}/{layer}/{leaf}:0"] = array
+        return named
+
+    return rename

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from maxgan.evaluation import extractors
-from maxgan.evaluation.extractors import ClassifierExtractor, load_extractor
+from maxgan.evaluation.extractors import ClassifierExtractor, ModuleExtractor, load_extractor
 
 
 def noise(count: int, channels: int, side: int) -> Tensor:
@@ -142,3 +142,68 @@ def test_a_file_is_loaded_by_path_and_a_packaged_one_by_name(
 def test_a_model_that_is_no_classifier_is_refused() -> None:
     with pytest.raises(ValueError, match="extractor g is a Linear, which has no `pooled`"):
         ClassifierExtractor(nn.Linear(2, 2), "g")
+
+
+class Means(nn.Module):
+    """Means of the channels as features, and as logits their negatives where asked for."""
+
+    def __init__(self, logits: bool) -> None:
+        super().__init__()
+        self.logits, self.scale = logits, nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Any:
+        self.seen = x
+        features = x.mean((2, 3)) * self.scale
+        return (features, -features) if self.logits else features
+
+
+def test_any_module_sees_the_range_that_it_asks_for() -> None:
+    images = noise(2, 3, 8)
+    mean, std = (1.0, 2.0, 3.0), (10.0, 20.0, 30.0)
+    extractor = ModuleExtractor(module := Means(False), "means", resolution=8, mean=mean, std=std)
+    found = extractor(images)
+    expected = (images.numpy() - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    np.testing.assert_allclose(module.seen, expected, rtol=1e-6)
+    np.testing.assert_allclose(found.features, expected.mean((2, 3)), rtol=1e-5)
+    assert found.logits is None
+    assert found.features.dtype == torch.float32
+    assert not module.scale.requires_grad
+    ModuleExtractor(module, "means", resolution=8, mean=0, std=255)(images)
+    assert torch.equal(module.seen, images.float() / 255)
+    other = ModuleExtractor(Means(False), "means", resolution=8)
+    assert other.digest == extractor.digest
+    with torch.no_grad():
+        module.scale += 1
+    assert ModuleExtractor(module, "means", resolution=8).digest != other.digest
+
+
+def test_a_module_may_give_logits_and_chooses_its_resize_and_channels() -> None:
+    extractor = ModuleExtractor(
+        module := Means(True), "means", resolution=12, channels=1, num_classes=1, resize="tf1", unquantised=True
+    )
+    found = extractor(noise(2, 3, 8).float() / 127.5 - 1)
+    assert module.seen.shape == (2, 1, 12, 12)
+    assert torch.equal(found.logits, -found.features)
+    assert extractor.resize == "tf1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"resize": "bicubic"}, "must be one of clean, tf1, tf2, not 'bicubic'"),
+        ({"std": 0}, "std above 0"),
+        ({"mean": (1.0, 2.0)}, "one number or 3"),
+    ],
+)
+def test_settings_of_a_module_are_checked(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModuleExtractor(Means(False), "means", resolution=8, **settings)
+
+
+def test_a_module_that_gives_something_else_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"gave torch.float32 \(2, 3, 8, 8\) for 2 images: .* pool its maps"):
+        ModuleExtractor(nn.Identity(), "maps", resolution=8)(noise(2, 3, 8))
+    with pytest.raises(ValueError, match=r"gave logits \(2, 3\): set num_classes"):
+        ModuleExtractor(Means(True), "means", resolution=8)(noise(2, 3, 8))
+    with pytest.raises(ValueError, match="gave logits None: set num_classes"):
+        ModuleExtractor(Means(False), "means", resolution=8, num_classes=3)(noise(2, 3, 8))

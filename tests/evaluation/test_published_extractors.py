@@ -1,0 +1,161 @@
+"""The published extractors against torch-fidelity and clean-fid, on the same photos and the same weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maxgan.evaluation.extractors import ModuleExtractor, load_extractor
+from maxgan.evaluation.published import PORT_2015, TORCHSCRIPT_2015
+
+
+def deviations(ours: Tensor, truth: Any) -> float:
+    """Return the largest error in standard deviations of the truth."""
+    return float((ours - truth).abs().max() / truth.std(correction=0))
+
+
+class Archive(nn.Module):
+    """Laid out as inception-2015-12-05.pt: it resizes on TensorFlow 1's grid, then runs its layers."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, img: Tensor, return_features: bool = False) -> Tensor:
+        assert return_features
+        n, channels, height, width = img.shape
+        theta = torch.eye(2, 3, device=img.device)
+        theta[0, 2] += theta[0, 0] / width - theta[0, 0] / 299
+        theta[1, 2] += theta[1, 1] / height - theta[1, 1] / 299
+        grid = F.affine_grid(theta.unsqueeze(0).repeat([n, 1, 1]), [n, channels, 299, 299], align_corners=False)
+        x = F.grid_sample(img.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return self.layers((x - 128) / 128).reshape(-1, 2048)
+
+
+@pytest.fixture(scope="module")
+def archive(fidelity: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The port's layers as a TorchScript archive, in a folder and by the name that clean-fid reads."""
+    layers = nn.Sequential(*(child for name, child in fidelity.named_children() if name != "fc"))
+    with torch.no_grad():
+        traced = torch.jit.trace(layers, torch.zeros(1, 3, 75, 75), check_trace=False)
+    path = tmp_path_factory.mktemp("archive") / TORCHSCRIPT_2015.name
+    torch.jit.script(Archive(traced)).save(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def port(port_weights: Path) -> Callable[[str], ModuleExtractor]:
+    return cache(
+        lambda resize: load_extractor("inception-2015", weights=port_weights, resize=resize, trust_weights=True)
+    )
+
+
+def resized(photos: Tensor, side: int) -> Tensor:
+    """Return the first photo at another side: pixels are repeated or left out, so that no filter is used."""
+    index = torch.arange(side) * 299 // side
+    return photos[:1, :, index][..., index]
+
+
+@pytest.mark.parametrize("side", [64, 299, 400])
+def test_2015_equals_torch_fidelity(
+    side: int, photos: Tensor, port_weights: Path, fidelity: Any, port: Callable[[str], ModuleExtractor]
+) -> None:
+    images = resized(photos, side)
+    features, logits, biased = fidelity(images)
+    found = port("tf1")(images)
+    assert deviations(found.features, features) < 1e-4
+    assert deviations(found.logits, logits) < 1e-4
+    assert deviations(biased, logits) > 0.01  # the bias that is left out matters
+    assert found.features.dtype == found.logits.dtype == torch.float32
+    assert (port("tf1").resolution, port("tf1").num_classes, port("tf1").unquantised) == (299, 1008, False)
+    assert port("tf1").digest == hashlib.sha256(port_weights.read_bytes()).hexdigest()
+
+
+def test_2015_equals_clean_fid(photos: Tensor, archive: Path, port: Callable[[str], ModuleExtractor]) -> None:
+    pytest.importorskip("cleanfid")
+    from cleanfid.inception_torchscript import InceptionV3W
+    from cleanfid.resize import build_resizer
+
+    images, expected = resized(photos, 400), {}
+    for resize, mode in (("clean", "clean"), ("tf1", "legacy_tensorflow")):
+        theirs = InceptionV3W(str(archive.parent), download=False, resize_inside=resize == "tf1")
+        shown = torch.from_numpy(build_resizer(mode)(images[0].permute(1, 2, 0).numpy()))
+        with torch.no_grad():
+            expected[resize] = theirs(shown.permute(2, 0, 1)[None].float())
+        script = load_extractor("inception-2015-torchscript", weights=archive, resize=resize, trust_weights=True)
+        found = script(images)
+        assert found.logits is None
+        assert script.num_classes == 0
+        assert deviations(found.features, expected[resize]) < 1e-4
+        assert deviations(port(resize)(images).features, expected[resize]) < 1e-4
+    assert deviations(expected["clean"], expected["tf1"]) > 0.01
+
+
+def test_keras_takes_unquantised_images(
+    official: Callable, published_names: Callable, photos: Tensor, tmp_path: Path
+) -> None:
+    case = official("keras_inception_v3", "model")
+    np.savez(tmp_path / "keras.npz", **published_names(case.variables))
+    extractor = load_extractor("inception-keras", weights=tmp_path / "keras.npz")
+    assert (extractor.resize, extractor.num_classes, extractor.unquantised) == ("tf2", 1000, True)
+    found = extractor(torch.from_numpy(case.arrays["image"][:1]).permute(0, 3, 1, 2))
+    # In float32, with made-up weights whose features hardly differ; test_inception.py compares in float64.
+    assert deviations(found.features, torch.from_numpy(case.arrays["features"][:1])) < 1e-3
+    assert deviations(found.logits, torch.from_numpy(case.arrays["logits"][:1])) < 1e-3
+    images = resized(photos, 64)
+    floats = images.float() / 127.5 - 1
+    beyond = torch.where(floats > 0.5, 2.0, floats)
+    whole = extractor(images).features[0]
+    same, finer, clamped, cut = extractor(
+        torch.cat([floats, floats + 0.3 / 127.5, beyond, beyond.clamp(-1, 1)])
+    ).features
+    assert deviations(same, whole) < 1e-3
+    assert deviations(finer, whole) > 2e-3  # a third of a grey level is seen
+    assert torch.equal(clamped, cut)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("inception-2015", {}, "must be clean or tf1, not None: scores differ"),
+        ("inception-2015", {"resize": "tf2"}, "must be clean or tf1, not tf2"),
+        ("inception-keras", {"resize": "clean"}, "must be tf2, not clean"),
+        ("inception-keras", {"trust_weights": True}, "which inception-keras has not"),
+        ("dinov2", {}, "needs weights"),
+        ("digits", {"resize": "clean"}, "extractor digits has its own"),
+        ("digits", {"weights": "w.pth"}, "extractor digits has its own"),
+        ("inception-2016", {}, "or that of a published one .inception-2015, "),
+    ],
+)
+def test_settings_that_fit_no_extractor_are_refused(name: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_extractor(name, **settings)
+
+
+def test_code_of_unknown_origin_is_not_run(archive: Path, port_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: Any, **__: Any) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(torch.jit, "load", run)
+    monkeypatch.setattr(torch, "load", run)
+    for name, file, weights in (
+        ("inception-2015-torchscript", TORCHSCRIPT_2015, archive),
+        ("inception-2015", PORT_2015, port_weights),
+    ):
+        with pytest.raises(ValueError, match=f"the published {file.name} has {file.sha256[:12]}"):
+            load_extractor(name, weights=weights, resize="clean")
+
+
+def test_an_archive_without_layers_is_refused(tmp_path: Path) -> None:
+    torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "linear.pt"))
+    with pytest.raises(ValueError, match="has no `layers`"):
+        load_extractor("inception-2015-torchscript", weights=tmp_path / "linear.pt", resize="clean", trust_weights=True)
