@@ -234,11 +234,12 @@ class TorchScriptExtractor(ModuleExtractor):
         super().__init__(archive, name, resolution=RESOLUTION, mean=GRAPH, std=GRAPH, resize=resize, digest=digest)
 
     def _look(self, levels: Tensor) -> Features:
+        levels = levels.contiguous(memory_format=torch.channels_last)  # a third faster on a CPU
         if self.resize == "tf1":
             features = self._archive(levels, return_features=True)
         else:
             shown = (RESIZES[self.resize](levels, self.resolution) - self._mean) / self._std
-            features = self._archive.layers(shown)
+            features = self._archive.layers(shown.contiguous(memory_format=torch.channels_last))
         return Features(features.reshape(len(levels), FEATURES), None)
 
 

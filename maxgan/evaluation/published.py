@@ -108,7 +108,7 @@ def load_torchscript(path: Path, digest: str) -> nn.Module:
     try:
         with warnings.catch_warnings():
             # PyTorch advises another format, which whoever fetches this file can't choose.
-            warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")
             archive: nn.Module = torch.jit.load(io.BytesIO(content), map_location="cpu")
     except RuntimeError as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
