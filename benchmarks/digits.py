@@ -19,7 +19,7 @@ from sklearn.svm import SVC
 
 from maxgan.config import DataConfig
 from maxgan.data.loader import ImageDataset
-from maxgan.evaluation.scores import nearest_distances
+from maxgan.evaluation.neighbours import nearest_distances
 from maxgan.sampling import generate, load_generator
 
 SAMPLES = 1797

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from maxgan.evaluation import scores
 from maxgan.evaluation.extractors import Extractor
+from maxgan.evaluation.neighbours import neighbour_scores
 from maxgan.evaluation.statistics import GaussianStatistics
 
 Metric = Literal["frechet", "half_split", "kernel", "precision_recall", "accuracy"]
@@ -278,8 +279,7 @@ def compare(real: FeatureSet, fake: FeatureSet, protocol: Protocol, seed: int = 
         sizes = (protocol.kernel_subsets, protocol.kernel_subset_size)
         metrics["kd_mean"], metrics["kd_std"] = scores.kernel_distance(real.features, fake.features, *sizes, seed)
     if "precision_recall" in protocol.metrics:
-        precision, recall = scores.precision_recall(real.features, fake.features, protocol.neighbours)
-        metrics |= {"precision": precision, "recall": recall}
+        metrics |= neighbour_scores(real.features, fake.features, protocol.neighbours, density_k=None)
     if "accuracy" in protocol.metrics and fake.predictions is not None and fake.labels is not None:
         metrics["accuracy"] = scores.accuracy(fake.predictions, fake.labels)
     return Scores(

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from maxgan.evaluation.statistics import ArrayLike, GaussianStatistics, check_features
+from maxgan.evaluation.statistics import ArrayLike, GaussianStatistics, check_features, pair
 
-# Distances held at a time, 64 MiB in float64: bounds the memory of the neighbour searches for sets of any size.
-BLOCK_DISTANCES = 2**23
+# Kernel values held at a time, 64 MiB in float64: bounds the memory for sets of any size.
+BLOCK_VALUES = 2**23
 
 
 def frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: ArrayLike) -> float:
     """Return the Fréchet distance of two Gaussians, |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), at least 0.
 
-    tr (S1 S2)^(1/2) is the sum of the roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is symmetric: real and
-    safe also for singular covariances, where the root of the product S1 S2 (Heusel et al., arXiv 1706.08500) turns
-    complex.
+    tr (S1 S2)^(1/2) is the sum of the roots of the eigenvalues of L^T S2 L, which is symmetric, with S1 = L L^T: real
+    and never negative, where the root of the product S1 S2 (Heusel et al., arXiv 1706.08500) may turn complex. For
+    singular covariances see `_trace_of_root`.
 
     Args:
         mean1: `(D,)`.
@@ -37,11 +35,52 @@ def frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: 
         raise ValueError(f"a Fréchet distance takes shapes (D,), (D, D), (D,), (D, D), not {shapes}")
     if not all(x.isfinite().all() for x in (mean1, cov1, mean2, cov2)):
         raise ValueError("means and covariances hold NaN or infinite values: check the features they were made from")
-    values, vectors = torch.linalg.eigh(cov1)
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ cov2 @ root).clamp_min(0).sqrt().sum()
-    distance = (mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * cross
+    distance = (mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * _trace_of_root(cov1, cov2)
     return max(float(distance), 0.0)
+
+
+def _trace_of_root(cov1: Tensor, cov2: Tensor) -> Tensor:
+    """Return tr (S1 S2)^(1/2), at least 0.
+
+    Where an eigenvalue of the product is zero, its root would turn rounding of 1e-16 into 1e-8 for each dimension. Then
+    it is taken, in four times the time, as the sum of the singular values of R1^T R2, with S = R R^T: no root of noise.
+    """
+    factor, failed = torch.linalg.cholesky_ex(cov1)
+    if not failed:
+        values = torch.linalg.eigvalsh(factor.T @ cov2 @ factor)
+        if values[0] > values[-1] * len(values) * torch.finfo(values.dtype).eps:
+            return values.sqrt().sum()
+    return torch.linalg.svdvals(_root(cov1).T @ _root(cov2)).sum()
+
+
+def _root(cov: Tensor) -> Tensor:
+    """Return R `(D, r)` with R R^T = S, r the numerical rank."""
+    values, vectors = torch.linalg.eigh(cov)
+    kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+    return vectors[:, kept] * values[kept].sqrt()
+
+
+def frechet_distance_of_features(one: ArrayLike, two: ArrayLike) -> float:
+    """Return the Fréchet distance of the Gaussians of two sets of features held in memory, at least 0.
+
+    Equal to that of their statistics. With fewer images than features the roots of the covariances are the centred
+    features themselves, so that no matrix is larger than the number of images: a class of 50 images takes milliseconds.
+
+    Args:
+        one: `(N, D)`, N at least 2.
+        two: `(M, D)`, M at least 2.
+    """
+    one, two = pair(one, two, ("the first", "the second"))
+    if min(len(one), len(two)) < 2:
+        raise ValueError(f"a covariance needs at least 2 images, and there are {len(one)} and {len(two)}")
+    if max(len(one), len(two)) > one.shape[1]:
+        first, second = GaussianStatistics.of(one), GaussianStatistics.of(two)
+        return frechet_distance(first.mean, first.covariance, second.mean, second.covariance)
+    means = one.mean(0), two.mean(0)
+    roots = [(x - mean) / (len(x) - 1) ** 0.5 for x, mean in zip((one, two), means, strict=True)]
+    cross = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
+    traces = sum(root.square().sum() for root in roots)
+    return max(float((means[0] - means[1]).square().sum() + traces - 2 * cross), 0.0)
 
 
 def kernel_distance(
@@ -51,7 +90,7 @@ def kernel_distance(
 
     KID (Bińkowski et al., arXiv 1801.01401) when the features are Inception's. Around 0, and so at times negative, for
     equal distributions. Subsets are drawn as torch-fidelity draws them with `rng_seed=seed`, the fakes as its first
-    input.
+    input. The estimator is the unbiased one: the diagonals of both kernels within a set are left out.
 
     Args:
         real: `(N, D)`.
@@ -63,53 +102,22 @@ def kernel_distance(
     Raises:
         ValueError: for NaN or infinite features, different D, or fewer than 2 images a subset.
     """
-    real, fake = _pair(real, fake)
+    real, fake = pair(real, fake)
     size = min(subset_size, len(real), len(fake))
     if size < 2 or subsets < 1:
         raise ValueError(f"a kernel distance needs at least 1 subset of 2 images, not {subsets} of {size}")
     rng = np.random.RandomState(seed)
-    distances = []
-    for _ in range(subsets):
-        x = fake[torch.from_numpy(rng.choice(len(fake), size, replace=False))]
-        y = real[torch.from_numpy(rng.choice(len(real), size, replace=False))]
-        distances.append(_mmd2(x, y))
-    return float(np.mean(distances)), float(np.std(distances))
-
-
-def precision_recall(real: ArrayLike, fake: ArrayLike, k: int = 3) -> tuple[float, float]:
-    """Return improved precision and recall (Kynkäänniemi et al., arXiv 1904.06991), each in [0, 1].
-
-    Every image spans a ball out to its k-th nearest neighbour in its own set. Precision is the share of fakes inside a
-    ball of a real image, recall the share of reals inside a ball of a fake.
-
-    Args:
-        real: `(N, D)`.
-        fake: `(M, D)`.
-        k: neighbours, itself not counted; below N and M.
-
-    Raises:
-        ValueError: for NaN or infinite features, different D, or k out of range.
-    """
-    real, fake = _pair(real, fake)
-    if not 1 <= k < min(len(real), len(fake)):
-        raise ValueError(
-            f"precision and recall need 1 <= k < number of images: "
-            f"k is {k}, with {len(real)} reals and {len(fake)} fakes"
-        )
-    return _share_inside(fake, real, k), _share_inside(real, fake, k)
-
-
-def nearest_distances(queries: ArrayLike, references: ArrayLike) -> Tensor:
-    """Return the Euclidean distance of every query `(N, D)` to the nearest of the references `(M, D)`: `(N,)`, float64.
-
-    Small distances of samples to training images are a sign of memorising. An exact copy has distance 0.
-    """
-    references, queries = _pair(references, queries, names=("references", "queries"))
-    if not len(references):
-        raise ValueError("nearest distances need at least 1 reference, and there is none")
-    nearest = [block.argmin(1) for block in _squared_distances(queries, references)]
-    # The search goes by matrix products, which round; the distance to what it found is taken directly.
-    return torch.linalg.vector_norm(queries - references[torch.cat(nearest)], dim=1)
+    chosen = [[torch.from_numpy(rng.choice(len(x), size, replace=False)) for x in (fake, real)] for _ in range(subsets)]
+    if max(len(real), len(fake)) ** 2 <= subsets * size**2:
+        # The kernel of all images once, and the sums of every subset from it, take fewer products.
+        in_fake, in_real = (torch.zeros(subsets, len(x), dtype=torch.float64) for x in (fake, real))
+        for i, (x, y) in enumerate(chosen):
+            in_fake[i, x], in_real[i, y] = 1, 1
+        distances = _mmd2_of_subsets(fake, real, in_fake.to(fake.device), in_real.to(real.device))
+    else:
+        whole = torch.ones(1, size, dtype=torch.float64, device=fake.device)
+        distances = torch.cat([_mmd2_of_subsets(fake[x], real[y], whole, whole) for x, y in chosen])
+    return float(distances.mean()), float(distances.std(correction=0))
 
 
 def half_split_distance(features: ArrayLike, splits: int = 10, seed: int = 0) -> tuple[float, float]:
@@ -131,9 +139,76 @@ def half_split_distance(features: ArrayLike, splits: int = 10, seed: int = 0) ->
     distances = []
     for _ in range(splits):
         order = torch.from_numpy(rng.permutation(len(features)))
-        one, two = (GaussianStatistics.of(features[part]) for part in (order[:half], order[half : 2 * half]))
-        distances.append(frechet_distance(one.mean, one.covariance, two.mean, two.covariance))
+        distances.append(frechet_distance_of_features(features[order[:half]], features[order[half : 2 * half]]))
     return float(np.mean(distances)), float(np.std(distances))
+
+
+def resampled_distance(real: GaussianStatistics, fake: ArrayLike, resamples: int, seed: int = 0) -> tuple[float, float]:
+    """Return mean and standard deviation of the Fréchet distance over resamplings of the fakes (the bootstrap).
+
+    Each draws as many fakes as there are, with repetition. The deviation tells how far the distance would move with
+    other fakes of the same generator; the mean lies above the distance, which is biased by the number of images.
+
+    Args:
+        real: statistics of the reals.
+        fake: `(M, D)`.
+        resamples: number of resamplings, at least 2.
+        seed: of the drawings.
+    """
+    fake = check_features(fake)
+    if resamples < 2:
+        raise ValueError(f"a deviation needs at least 2 resamplings, not {resamples}")
+    rng = np.random.default_rng(seed)
+    draws = [torch.from_numpy(rng.integers(len(fake), size=len(fake))) for _ in range(resamples)]
+    distances = [_distance_to(real, fake[rows]) for rows in draws]
+    return float(np.mean(distances)), float(np.std(distances))
+
+
+def extrapolated_distance(real: GaussianStatistics, fake: ArrayLike, points: int = 15, seed: int = 0) -> float:
+    """Return the Fréchet distance for infinitely many fakes (FID-infinity, Chong and Forsyth, arXiv 1911.07023).
+
+    Its bias is linear in 1 / M. So a line is fitted through the distances of random subsets of M/10 to M fakes, their
+    sizes evenly spaced, and read off at 0, as in the official code. The bias of the reference stays. May be below 0
+    where the true distance is about 0.
+
+    Args:
+        real: statistics of the reals.
+        fake: `(M, D)`, M at least 20.
+        points: number of sizes, at least 2.
+        seed: of the subsets.
+    """
+    fake = check_features(fake)
+    if points < 2 or len(fake) < 20:
+        raise ValueError(f"an extrapolation needs at least 2 points and 20 fakes, not {points} and {len(fake)}")
+    rng = np.random.default_rng(seed)
+    sizes = np.linspace(len(fake) // 10, len(fake), points).astype(int)
+    distances = []
+    for size in sizes:
+        rows = torch.from_numpy(rng.choice(len(fake), size, replace=False))
+        distances.append(_distance_to(real, fake[rows]))
+    return float(np.polyfit(1 / sizes, distances, 1)[1])
+
+
+def _distance_to(real: GaussianStatistics, features: Tensor) -> float:
+    fake = GaussianStatistics.of(features)
+    return frechet_distance(real.mean, real.covariance, fake.mean, fake.covariance)
+
+
+def class_distances(real: Tensor, real_labels: Tensor, fake: Tensor, fake_labels: Tensor) -> dict[int, float]:
+    """Return the Fréchet distance within each class that has at least 2 reals and 2 fakes, by class.
+
+    Args:
+        real: features `(N, D)`.
+        real_labels: int64 `(N,)`.
+        fake: features `(M, D)`.
+        fake_labels: int64 `(M,)`.
+    """
+    counted = [labels.unique(return_counts=True) for labels in (real_labels, fake_labels)]
+    classes = [set(values[counts > 1].tolist()) for values, counts in counted]
+    return {
+        label: frechet_distance_of_features(real[real_labels == label], fake[fake_labels == label])
+        for label in sorted(classes[0] & classes[1])
+    }
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:
@@ -152,46 +227,29 @@ def accuracy(predictions: Tensor, labels: Tensor) -> float:
     return float((classes == labels).double().mean())
 
 
-def _pair(one: ArrayLike, two: ArrayLike, names: tuple[str, str] = ("real", "fake")) -> tuple[Tensor, Tensor]:
-    """Check two sets of features against each other; return them in float64."""
-    first, second = (check_features(x, f"{name} features").double() for x, name in zip((one, two), names, strict=True))
-    if first.shape[1] != second.shape[1]:
-        raise ValueError(
-            f"{names[0]} and {names[1]} must have the same number of features, "
-            f"not {first.shape[1]} and {second.shape[1]}: use one extractor for both"
-        )
-    return first, second
+def _mmd2_of_subsets(x: Tensor, y: Tensor, in_x: Tensor, in_y: Tensor) -> Tensor:
+    """Return the unbiased MMD^2 `(S,)` of subsets (Gretton et al. 2012, lemma 6, with m = n).
+
+    Args:
+        x: `(N, D)`.
+        y: `(M, D)`.
+        in_x: `(S, N)`, 1 for the m images of each subset and 0 for the others.
+        in_y: `(S, M)`.
+    """
+    m = in_x[0].sum()
+    within = _kernel_sums(x, x, in_x, in_x) + _kernel_sums(y, y, in_y, in_y)
+    diagonal = sum((member @ _kernel(z.square().sum(1), z.shape[1])) for z, member in ((x, in_x), (y, in_y)))
+    return (within - diagonal) / (m * (m - 1)) - 2 * _kernel_sums(x, y, in_x, in_y) / m**2
 
 
-def _mmd2(x: Tensor, y: Tensor) -> float:
-    """Return the unbiased MMD^2 of two sets `(m, D)` (Gretton et al. 2012, lemma 6, with m = n)."""
-    m, dim = x.shape
-    xx, yy, xy = ((a @ b.T / dim + 1).pow(3) for a, b in ((x, x), (y, y), (x, y)))
-    return float((xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (m * (m - 1)) - 2 * xy.mean())
+def _kernel_sums(x: Tensor, y: Tensor, in_x: Tensor, in_y: Tensor) -> Tensor:
+    """Return, for each subset, the sum of the kernel over its images of x and y, `(S,)`."""
+    sums = torch.zeros(len(in_x), dtype=torch.float64, device=x.device)
+    rows = max(1, BLOCK_VALUES // len(y))
+    for block, members in zip(x.split(rows), in_x.split(rows, 1), strict=True):
+        sums += ((members @ _kernel(block @ y.T, x.shape[1])) * in_y).sum(1)
+    return sums
 
 
-def _share_inside(points: Tensor, centres: Tensor, k: int) -> float:
-    """Return the share of points `(N, D)` in a ball of a centre `(M, D)`, out to its k-th nearest centre."""
-    radii: list[Tensor] = []
-    start = 0
-    for block in _squared_distances(centres, centres):
-        # Not a neighbour of itself, also where copies of it make the order of equal distances arbitrary.
-        block.diagonal(start).fill_(torch.inf)
-        radii.append(block.topk(k, dim=1, largest=False).values[:, -1])
-        start += len(block)
-    radius = torch.cat(radii)
-    inside = [(block <= radius).any(1) for block in _squared_distances(points, centres)]
-    return float(torch.cat(inside).double().mean())
-
-
-def _squared_distances(queries: Tensor, references: Tensor) -> Iterator[Tensor]:
-    """Yield squared distances `(rows, M)` from queries `(N, D)` to references `(M, D)`, in blocks of queries."""
-    centre = references.mean(0)
-    references = references - centre
-    reference_norms = references.square().sum(1)
-    for block in queries.split(max(1, BLOCK_DISTANCES // len(references))):
-        block = block - centre
-        norms = block.square().sum(1, keepdim=True) + reference_norms
-        squared = torch.addmm(norms, block, references.T, alpha=-2)
-        # |x|^2 + |y|^2 - 2 x.y of equal points is noise; as 0 it puts copies inside each other's balls of radius 0.
-        yield squared.masked_fill_(squared < 1e-13 * norms, 0)
+def _kernel(products: Tensor, dim: int) -> Tensor:
+    return (products / dim + 1).pow(3)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from maxgan.evaluation import scores
 from maxgan.evaluation.extractors import ClassifierExtractor, Features
+from maxgan.evaluation.neighbours import neighbour_scores
 from maxgan.evaluation.protocols import FeatureSet, compare, extract, feature_protocol
 
 # 16 pixels an image, and so 16 features of the stand-in classifier.
@@ -171,6 +172,7 @@ def test_gather_refuses_labels_on_some_processes_only(extractor: ClassifierExtra
 TWO_PROCESSES = """
 import sys, torch
 from accelerate import Accelerator
+from maxgan.evaluation.neighbours import neighbour_scores
 from maxgan.evaluation.protocols import FeatureSet
 accelerator = Accelerator(cpu=True)
 assert accelerator.num_processes == 2
@@ -219,7 +221,8 @@ def test_compare_gives_every_score_under_the_extractors_name(
     assert (m["fd_half_split_mean"], m["fd_half_split_std"]) == floor
     assert m["fd_ratio"] == m["fd"] / floor[0]
     assert (m["kd_mean"], m["kd_std"]) == scores.kernel_distance(real.features, fake.features, 100, 1000, 4)
-    assert (m["precision"], m["recall"]) == scores.precision_recall(real.features, fake.features, 3)
+    found_near = neighbour_scores(real.features, fake.features, 3, None)
+    assert (m["precision"], m["recall"]) == (found_near["precision"], found_near["recall"])
     assert m["accuracy"] == float((fake.predictions == fake.labels).double().mean())
     assert (found.num_reals, found.num_fakes, found.feature_dim, found.seed) == (60, 50, 16, 4)
     assert found.seconds >= real.seconds + fake.seconds

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch_fidelity.metric_isc import isc_features_to_metric
 
 from maxgan.evaluation import statistics
-from maxgan.evaluation.statistics import GaussianStatistics
+from maxgan.evaluation.statistics import GaussianStatistics, InceptionStatistics, inception_splits
 
 
 def features(count: int = 257, dim: int = 7, offset: float = 3.0) -> np.ndarray:
@@ -88,3 +89,48 @@ def test_mistakes_are_named() -> None:
         found.update(torch.zeros(7))
     with pytest.raises(ValueError, match="at least 1 feature"):
         GaussianStatistics(0)
+
+
+def test_sums_hold_all_that_statistics_are() -> None:
+    one = GaussianStatistics.of(features())
+    two = GaussianStatistics.from_sums(one.sums(), 7)
+    assert (two.count, two.dim) == (257, 7)
+    assert torch.equal(one.mean, two.mean)
+    assert torch.equal(one.covariance, two.covariance)
+    two.update(features())
+    assert torch.equal(one.covariance, GaussianStatistics.of(features()).covariance)
+
+
+# Inception Score
+
+
+def logits(count: int = 203, classes: int = 9) -> torch.Tensor:
+    return torch.from_numpy(3 * np.random.default_rng(1).normal(size=(count, classes)))
+
+
+@pytest.mark.parametrize(("seed", "splits"), [(None, 10), (2020, 10), (5, 1), (None, 3)])
+@pytest.mark.parametrize("size", [1, 50, 203])
+def test_the_inception_score_equals_torch_fidelity_for_any_parts(seed: int | None, splits: int, size: int) -> None:
+    x = logits()
+    expected = isc_features_to_metric(x, splits, seed is not None, seed)
+    places = inception_splits(len(x), splits, seed)
+    found = InceptionStatistics(9, splits)
+    for part, split in zip(x.split(size), places.split(size), strict=True):
+        found.update(part, split)
+    assert found.score() == pytest.approx(tuple(expected.values()), rel=1e-12)
+
+
+def test_the_inception_score_takes_certain_logits_and_names_mistakes() -> None:
+    found = InceptionStatistics(4, 1)
+    found.update(1000 * torch.eye(4), torch.zeros(4, dtype=torch.int64))
+    assert found.score() == pytest.approx((4, 0))
+    with pytest.raises(ValueError, match="must be finite"):
+        found.update(torch.full((1, 4), torch.nan), torch.zeros(1, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"\(N, 4\), not \(1, 5\)"):
+        found.update(torch.zeros(1, 5), torch.zeros(1, dtype=torch.int64))
+    few = InceptionStatistics(4, 10)
+    few.update(torch.eye(4), inception_splits(4, 10, None))
+    with pytest.raises(ValueError, match="10 splits needs at least 10 images, not 4"):
+        few.score()
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        InceptionStatistics(1, 10)
