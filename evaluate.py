@@ -9,18 +9,14 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from maxgan.checkpoint import together
 from maxgan.cli import parse, plain_errors
-from maxgan.config import DataConfig, EvaluateConfig
-from maxgan.evaluation.evaluate import (
-    default_extractor,
-    default_reference,
-    is_generator,
-    score_generator,
-    score_images,
-)
-from maxgan.evaluation.extractors import load_extractor
-from maxgan.evaluation.protocols import Scores
-from maxgan.files import atomic_path
+from maxgan.config import EvaluateConfig
+from maxgan.data.sources import DIGITS
+from maxgan.evaluation.comparison import Scores
+from maxgan.evaluation.evaluate import is_generator, make_scorer, report
+from maxgan.evaluation.reference import save_reference
+from maxgan.files import refuse_existing
 from maxgan.runtime import start
 from maxgan.sampling import load_generator, newest_export
 
@@ -30,11 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, _ = parse(EvaluateConfig, argv)
     accelerator = start(config.threads, cpu=config.cpu)
     with plain_errors():
-        scores = evaluate(config, accelerator)
-        accelerator.print(scores.table())
-        if config.output is not None and accelerator.is_main_process:
-            with atomic_path(config.output) as path:
-                path.write_text(scores.to_json())
+        report(evaluate(config, accelerator), config.output, accelerator)
     accelerator.end_training()
 
 
@@ -42,30 +34,33 @@ def evaluate(config: EvaluateConfig, accelerator: Accelerator) -> Scores:
     """Return the scores that `config` asks for; every process must call this."""
     fakes = Path(config.fakes) if config.fakes is not None else newest_export()
     generator = load_generator(fakes, accelerator.device) if is_generator(fakes) else None
-    if generator is None and not fakes.is_dir() and not zipfile.is_zipfile(fakes):
-        raise ValueError(f"fakes {fakes} is neither a generator (.safetensors), nor a folder or a zip of images")
-    source = str(getattr(generator, "info", {}).get("source", "")) if generator is not None else "digits"
-    name, reference = config.extractor or default_extractor(source), config.reference or default_reference(source)
-    if name is None or not reference:
-        raise ValueError(
-            f"{fakes} was trained on {source or 'unknown images'}, for which there is no embedded extractor: name a "
-            "classifier of yours with --extractor, and the images to compare with with --reference"
-        )
-    extractor = load_extractor(name)
+    if generator is None and not fakes.is_dir() and not zipfile.is_zipfile(fakes) and str(fakes) not in DIGITS:
+        raise ValueError(f"fakes {fakes} is neither a generator (.safetensors), nor a folder, zip or npz of images")
+    # Images are taken for digits, unless a published protocol says that they are others.
+    source = "" if config.protocol is not None else "digits"
+    if generator is not None:
+        source = str(getattr(generator, "info", {}).get("source", ""))
     with tqdm(unit=" images", leave=False, disable=not accelerator.is_main_process) as bar:
-        if generator is None:
-            # Both are cut to what the extractor looks at, so that sets of mixed sizes can be compared.
-            reals, images = (
-                DataConfig(source=source, resolution=extractor.resolution, channels=extractor.channels)
-                for source in (reference, str(fakes))
-            )
-            return score_images(images, reals, extractor, accelerator, bar.update)
-        accelerator.print(f"scoring {fakes}")
-        data = DataConfig(source=reference, resolution=generator.resolution, channels=generator.channels)
-        name = str(fakes)
-        return score_generator(
-            generator, name, data, extractor, accelerator, config.n, config.seed, bar.update, config.truncation
+        scorer = make_scorer(
+            config,
+            source,
+            accelerator,
+            str(fakes) if generator is None else generator,
+            progress=bar.update,
+            batch_size=config.batch_size,
         )
+        if config.save_reference is not None:
+            with together():
+                if accelerator.is_main_process:
+                    refuse_existing(Path(config.save_reference))
+            real = scorer.real
+            with together():
+                if accelerator.is_main_process:
+                    save_reference(config.save_reference, real, scorer.extractor.resize)
+        accelerator.print(f"scoring {fakes}")
+        if generator is None:
+            return scorer.score_images(str(fakes))
+        return scorer.score_generator(generator, str(fakes), config.n, config.seed, config.truncation)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def _nearest(name: str, names: Iterable[str]) -> str | None:
     if field not in by_field:
         if close := difflib.get_close_matches(name, [known for group in by_field.values() for known in group], n=1):
             return close[0]
-        if not (close := difflib.get_close_matches(field, by_field, n=1)):
+        if not (close := difflib.get_close_matches(field, by_field, n=1, cutoff=0.65)):
             return None
         field = close[0]
     return difflib.get_close_matches(name, by_field[field], n=1, cutoff=0)[0]
@@ -119,6 +119,8 @@ def _in_words(kind: Any) -> str:
     """Return a field's type as a person would say it."""
     if get_origin(kind) is Literal:
         return " or ".join(str(choice) for choice in get_args(kind))
+    if get_origin(kind) is tuple and get_origin(get_args(kind)[0]) is Literal:
+        return f"a list like [{', '.join(str(choice) for choice in get_args(get_args(kind)[0])[:2])}]"
     if get_origin(kind) is tuple:
         return "a list of whole numbers like [64, 32]"
     if parts := get_args(kind):

@@ -146,12 +146,14 @@ def generate(
     classes: Sequence[int] | None = None,
     class_weights: Sequence[float] | None = None,
     truncation: float | None = None,
+    quantise: bool = True,
 ) -> Iterator[Batch]:
     """Yield the images of `seeds` in batches, the last one smaller.
 
     Args:
         generator: in eval mode, on `device`.
         classes, class_weights, truncation: see `latents_of`.
+        quantise: False gives float images, clipped to [-1, 1], for protocols that score them so.
 
     Raises:
         ValueError: if the generator gives NaN or infinity.
@@ -172,4 +174,4 @@ def generate(
                 raise ValueError(
                     f"the generator gives NaN or infinity for seeds {chunk[0]} to {chunk[-1]}: use another checkpoint"
                 )
-        yield Batch(chunk, to_uint8(images).cpu().contiguous(), labels)
+        yield Batch(chunk, (to_uint8(images) if quantise else images.float().clamp(-1, 1)).cpu().contiguous(), labels)

@@ -34,7 +34,7 @@ QUEUE = 32 * ENCODERS
 
 
 class Batch(NamedTuple):
-    """Some seeds and their images: uint8 `(N, C, H, W)` on the CPU, labels int64 `(N,)` or None."""
+    """Some seeds and their images `(N, C, H, W)`, uint8 where they are written, and labels int64 `(N,)` or None."""
 
     seeds: Sequence[int]
     images: Tensor

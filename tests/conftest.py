@@ -4,6 +4,7 @@ TensorFlow models, with weights that a formula gives."""
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,12 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 # Beside another busy process, two threads wait for each other most of the time.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """References that tests score against are kept in a folder of theirs; processes that they start inherit it."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(autouse=True)

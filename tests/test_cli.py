@@ -78,7 +78,7 @@ def test_help_explains_every_field(config_class: type[Any], capsys: pytest.Captu
     for name in field_types(config_class):
         *section, field = name.split(".")
         owner = type(getattr(config_class(), section[0])) if section else config_class
-        text = docstrings(owner).get(field, "")
+        text = next((texts[field] for texts in map(docstrings, owner.__mro__[:-1]) if field in texts), "")
         assert len(text.split()) > 1, f"{name} has no docstring"
         assert "".join(f"--{name}".split()) in shown
         assert "".join(text.split()) in shown, name

@@ -1,19 +1,22 @@
-"""Sources of images behind one small interface: embedded digits, a folder, a zip."""
+"""Sources of images behind one small interface: embedded digits, a folder, a zip, an npz."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import itertools
 import os
 import zipfile
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from maxgan.data.arrays import array_names, read_array
 from maxgan.data.files import IMAGE_SUFFIXES, Folder, Store, Zip, find_labels, is_candidate, suffix
 from maxgan.data.transforms import normalize_mode
 
@@ -50,6 +53,19 @@ class ImageSource(ABC):
     @abstractmethod
     def where(self, index: int) -> str:
         """What to call one picture in a message."""
+
+    @abstractmethod
+    def _content(self) -> Iterator[bytes]:
+        """All bytes that the pictures are made of, and their names."""
+
+    def fingerprint(self) -> str:
+        """SHA-256 in hexadecimal of the pictures' bytes, their names, their order and their labels."""
+        sha = hashlib.sha256()
+        for part in self._content():
+            sha.update(len(part).to_bytes(8, "little"))
+            sha.update(part)
+        sha.update(b"none" if self.labels is None else self.labels.astype("<i8").tobytes())
+        return sha.hexdigest()
 
     def describe(self) -> str:
         """One line: number of images, sizes (of some), classes, where labels were found, files left out."""
@@ -101,6 +117,54 @@ class Digits(ImageSource):
 
     def where(self, index: int) -> str:
         return f"{self.name}[{index}]"
+
+    def _content(self) -> Iterator[bytes]:
+        yield self._pixels.tobytes()
+
+
+class Arrays(ImageSource):
+    """The images of an npz as ADM writes its samples: `arr_0` uint8 `(N, H, W, C)`, and `labels` or `arr_1` `(N,)`.
+
+    Arrays that lie in the file uncompressed, as `np.savez` writes them, are mapped and not held in memory. Pickled
+    objects are refused.
+    """
+
+    def __init__(self, name: str, path: str, labels: bool = True) -> None:
+        self.name = name
+        self._pixels = read_array(path, "arr_0")
+        if self._pixels.dtype != np.uint8 or self._pixels.ndim != 4 or self._pixels.shape[3] not in (1, 2, 3, 4):
+            raise ValueError(
+                f"{name} holds {self._pixels.dtype} {self._pixels.shape} where images uint8 (N, H, W, C) are needed: "
+                "write them as arr_0"
+            )
+        if not len(self._pixels):
+            raise ValueError(f"{name} contains no images: give an npz that does")
+        found = [key for key in ("labels", "arr_1") if labels and key in array_names(path)]
+        if found:
+            values = read_array(path, found[0])
+            if values.shape != (len(self),) or values.dtype.kind not in "iu" or not 0 <= values.min() <= values.max():
+                raise ValueError(f"{found[0]} of {name} must be {len(self)} whole numbers from 0, not {values.shape}")
+            self.labels = np.asarray(values, dtype=np.int64)
+            self.class_names = tuple(str(i) for i in range(int(values.max()) + 1))
+            self.origin = found[0]
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def read(self, index: int) -> Image.Image:
+        pixels = np.ascontiguousarray(self._pixels[index])
+        return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self._pixels.shape[2], self._pixels.shape[1]
+
+    def where(self, index: int) -> str:
+        return f"{self.name}[{index}]"
+
+    def _content(self) -> Iterator[bytes]:
+        yield str(self._pixels.shape).encode()
+        for start in range(0, len(self._pixels), 256):
+            yield self._pixels[start : start + 256].tobytes()
 
 
 class ImageFiles(ImageSource):
@@ -165,6 +229,12 @@ class ImageFiles(ImageSource):
     def size(self, index: int) -> tuple[int, int]:
         return self._open(index, decode=False).size
 
+    def _content(self) -> Iterator[bytes]:
+        for file in self._files:
+            yield file.encode()
+            with self._store.open(file) as stream:
+                yield stream.read()
+
     def read(self, index: int) -> Image.Image:
         return self._open(index, decode=True)
 
@@ -193,7 +263,8 @@ def open_source(name: str, labels: bool = True, on_error: OnError = "raise") -> 
     """Open a set of images by name or path.
 
     Args:
-        name: `digits`, `digits-train`, `digits-test` (`./digits` is a folder), or the path of a folder or a zip.
+        name: `digits`, `digits-train`, `digits-test` (`./digits` is a folder), or the path of a folder, a zip or an
+            npz of images.
         labels: use labels where there are any.
         on_error: `raise` at a file that can't be read, or `skip` it, which costs one read of all files now.
 
@@ -204,8 +275,10 @@ def open_source(name: str, labels: bool = True, on_error: OnError = "raise") -> 
     path = os.path.expanduser(name)
     if os.path.isdir(path):
         return ImageFiles(name, Folder(path), labels, on_error)
+    if path.lower().endswith(".npz") and os.path.isfile(path):
+        return Arrays(name, path, labels)
     if zipfile.is_zipfile(path):
         return ImageFiles(name, Zip(path), labels, on_error)
-    problem = "is neither a folder nor a zip" if os.path.exists(path) else "does not exist"
-    choices = f"{', '.join(DIGITS)}, or the path of a folder or a zip of images"
+    problem = "is neither a folder nor a zip nor an npz" if os.path.exists(path) else "does not exist"
+    choices = f"{', '.join(DIGITS)}, or the path of a folder, a zip or an npz of images"
     raise ValueError(f"data.source {name} {problem}: give {choices}")

@@ -2,23 +2,323 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
 
-from maxgan.config import DataConfig
+from maxgan.checkpoint import together
+from maxgan.config import DataConfig, ImageFacts, ScoreConfig
 from maxgan.data.loader import ImageDataset, evaluation_batches
-from maxgan.evaluation.extractors import Extractor
-from maxgan.evaluation.protocols import FeatureSet, Scores, compare, extract, feature_protocol
+from maxgan.evaluation.comparison import Scores, compare
+from maxgan.evaluation.extractors import Extractor, weights_digest
+from maxgan.evaluation.features import Collector, FeatureSet, Kept, Progress
+from maxgan.evaluation.protocols import Protocol, choose_protocol, customised, with_images
+from maxgan.evaluation.reference import (
+    cache_folder,
+    content_of,
+    is_statistics,
+    load_reference,
+    reference_key,
+    save_reference,
+)
+from maxgan.files import atomic_path
 from maxgan.runtime import share_of
 from maxgan.sampling import Generator, generate
 
 MAX_IMAGES = 50_000
 BATCH_SIZE = 128
 
-Progress = Callable[[int], object]
+
+class Scorer:
+    """Scores any number of sets of images against one reference, which is extracted once.
+
+    Every process must make one and call the same methods; all get the same scores.
+
+    Args:
+        protocol: how images are compared.
+        extractor: the protocol's.
+        reference: the images to compare with, cut as the fakes are; or in `source` an npz of their statistics.
+        accelerator: of this process.
+        labels: classes of a generator's samples: as often as the `reference` shows them, or `uniform`.
+        cache: folder of kept statistics; None keeps none.
+        refresh: compute the reference's statistics anew.
+        progress: called with the number of images of every batch, samples and reference together.
+        batch_size: of one process.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        extractor: Extractor,
+        reference: DataConfig,
+        accelerator: Accelerator,
+        *,
+        labels: str = "reference",
+        cache: Path | None = None,
+        refresh: bool = False,
+        progress: Progress | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> None:
+        self.protocol = protocol
+        self.extractor = extractor
+        self.reference = reference
+        self.accelerator = accelerator
+        self.labels = labels
+        self.cache = cache
+        self.refresh = refresh
+        self.progress = progress
+        self.batch_size = batch_size
+        # Whatever is wrong with the reference is said before anything is drawn or extracted.
+        self.dataset: ImageDataset | None = None
+        self._real: FeatureSet | None = None
+        if is_statistics(reference.source):
+            self._real = load_reference(reference.source, extractor)
+        else:
+            self.dataset = ImageDataset(reference)
+
+    @property
+    def real(self) -> FeatureSet:
+        """The reference, extracted, or read from what was kept, when it is first asked for."""
+        if self._real is None:
+            assert self.dataset is not None
+            self._real = self._kept_reference(self.dataset)
+        return self._real
+
+    def count(self, wanted: int | None = None) -> int:
+        """Return the number of samples: as wanted, or the protocol's, or the reference's up to 50,000."""
+        if wanted is not None:
+            return wanted
+        known = self.protocol.num_images
+        if known is None:
+            known = len(self.dataset) if self.dataset is not None else self.real.count
+        return min(known or MAX_IMAGES, MAX_IMAGES)
+
+    def classes(self, generator: Generator, count: int) -> list[int] | None:
+        """Return the classes of `count` samples as often as the reference shows them; None to draw them uniformly."""
+        if self.labels != "reference" or not generator.num_classes:
+            return None
+        labels = self.dataset.labels if self.dataset is not None else None
+        if self.dataset is None and self.real.labels is not None:
+            labels = self.real.labels.numpy()
+        if labels is None or labels.max() >= generator.num_classes:
+            return None
+        return matched_labels(labels, count, generator.num_classes)
+
+    def score_generator(
+        self,
+        generator: Generator,
+        name: str,
+        count: int | None = None,
+        seed: int = 0,
+        truncation: float | None = None,
+    ) -> Scores:
+        """Score the images of seeds `seed` to seed + count - 1; they never touch the disk.
+
+        Args:
+            generator: in eval mode, on the accelerator's device.
+            name: of the generator, for messages.
+            count: number of samples, see `count`.
+            seed: the first.
+            truncation: see `maxgan.sampling.latents_of`.
+        """
+        count = self.count(count)
+        classes = self.classes(generator, count)
+        share = share_of(count, self.accelerator)
+        seeds = range(seed + share.start, seed + share.stop)
+        batches = generate(
+            generator,
+            seeds,
+            self.batch_size,
+            self.accelerator.device,
+            # `generate` gives seed s the class classes[s % len(classes)].
+            None if classes is None else list(np.roll(classes, seed % count)),
+            truncation=truncation,
+            quantise=self.protocol.quantisation == "uint8",
+        )
+        collector = self.collector(name, count)
+        for batch in batches:
+            collector.add(batch.images, batch.labels)
+        content = weights_digest(generator) if isinstance(generator, nn.Module) else None
+        drawn = "uniform" if classes is None else "as the reference"
+        sampling = {"seed": seed, "truncation": truncation, "labels": drawn if generator.num_classes else None}
+        return self.score(collector, content, sampling)
+
+    def score_images(self, source: str) -> Scores:
+        """Score a folder, a zip or an npz of images, cut to the same resolution as the reference, but not cropped."""
+        self._prepare()
+        dataset = ImageDataset(dataclasses.replace(self.reference, source=source, crop_fraction=1.0, crop="center"))
+        fake = self._extract(dataset, self.protocol.kept_of_fakes)
+        return self._compare(dataclasses.replace(fake, content=self._content(dataset)), None)
+
+    def collector(self, name: str, count: int) -> Collector:
+        """Return what takes this process's share of `count` fakes, the images in the order of `share_of`."""
+        self._prepare()
+        return Collector(
+            self.extractor,
+            self.accelerator.device,
+            source=name,
+            indices=share_of(count, self.accelerator),
+            total=count,
+            kept=self.protocol.kept_of_fakes,
+            progress=self.progress,
+        )
+
+    def score(
+        self, collector: Collector, content: str | None, sampling: dict[str, int | float | str | None] | None
+    ) -> Scores:
+        """Score what the collectors of all processes have taken.
+
+        Args:
+            collector: of this process.
+            content: SHA-256 of what the images were made from.
+            sampling: how they were drawn.
+        """
+        with together():
+            share = collector.finish()
+        fake = dataclasses.replace(share.gather(self.accelerator), content=content)
+        return self._compare(fake, sampling)
+
+    def _prepare(self) -> None:
+        """Extract the reference first: what is wrong with it is said before the fakes take their time."""
+        _ = self.real
+
+    def _compare(self, fake: FeatureSet, sampling: dict[str, int | float | str | None] | None) -> Scores:
+        """Compare on the main process, and tell all."""
+        real = self.real
+        assert fake.count is not None
+        protocol = with_images(self.protocol, fake.count)
+        found: list[Scores | None] = [None]
+        with together():
+            if self.accelerator.is_main_process:
+                found[0] = compare(real, fake, protocol, sampling, self.accelerator.device)
+        scores = broadcast_object_list(found)[0]
+        assert scores is not None
+        return scores
+
+    def _kept_reference(self, dataset: ImageDataset) -> FeatureSet:
+        """Return the reference's features, from what was kept of the very same images, protocol and code if it can."""
+        content, kept = self._content(dataset), self.protocol.kept_of_reals
+        if self.cache is None:
+            return dataclasses.replace(self._extract(dataset, kept), content=content)
+        key = reference_key(content, self.extractor, kept, self.accelerator.device.type)
+        path = self.cache / f"{key}.npz"
+        there = broadcast_object_list([path.is_file() and not self.refresh])[0]
+        if there:
+            try:
+                return dataclasses.replace(load_reference(path, self.extractor), source=dataset.config.source)
+            except ValueError as error:
+                raise ValueError(f"{error}; or set refresh") from error
+        features = dataclasses.replace(self._extract(dataset, kept), content=content)
+        with together():
+            if self.accelerator.is_main_process:
+                save_reference(path, features, self.extractor.resize)
+        return features
+
+    def _extract(self, dataset: ImageDataset, kept: Kept) -> FeatureSet:
+        share = share_of(len(dataset), self.accelerator)
+        collector = Collector(
+            self.extractor,
+            self.accelerator.device,
+            source=dataset.config.source,
+            indices=share,
+            total=len(dataset),
+            kept=kept,
+            where=dataset.source.where,
+            progress=self.progress,
+        )
+        with together():
+            part = collector.run(_labelled(dataset, self.batch_size, share))
+        return part.gather(self.accelerator)
+
+    def _content(self, dataset: ImageDataset) -> str:
+        found: list[str | None] = [None]
+        with together():
+            if self.accelerator.is_main_process:
+                found[0] = content_of(dataset)
+        content = broadcast_object_list(found)[0]
+        assert content is not None
+        return content
+
+
+def _labelled(dataset: ImageDataset, batch_size: int, share: range) -> Iterator[tuple[Tensor, Tensor | None]]:
+    for images, labels in evaluation_batches(dataset, batch_size, share):
+        yield images, labels if dataset.labels is not None else None
+
+
+def make_scorer(
+    settings: ScoreConfig,
+    source: str,
+    accelerator: Accelerator,
+    fakes: Generator | ImageFacts | str,
+    *,
+    data: DataConfig | None = None,
+    progress: Progress | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Scorer:
+    """Return what scores by `settings`.
+
+    Args:
+        settings: protocol, reference and options.
+        source: what the fakes were trained on, which the defaults hang on.
+        accelerator: of this process.
+        fakes: what is going to be scored, a generator, or its facts, or the path of images: the reference is cut alike.
+        data: further settings of the reference, such as a number of workers.
+        progress: see `Scorer`.
+        batch_size: see `Scorer`.
+
+    Raises:
+        ValueError: if neither a protocol nor an extractor is named and none fits the source, and for whatever is wrong
+            with what is named.
+    """
+    name = settings.extractor or (default_extractor(source) if settings.protocol is None else None)
+    reference = settings.reference or default_reference(source)
+    if (name is None and settings.protocol is None) or not reference:
+        raise ValueError(
+            f"there is no embedded extractor for {source or 'unknown images'}: name a classifier of yours with "
+            "extractor, or a published protocol, and the images to compare with with reference"
+        )
+    protocol, extractor = choose_protocol(settings.protocol, name, settings.weights, settings.trust_weights)
+    protocol = customised(protocol, settings.metrics, settings.resamples, settings.extrapolation_points)
+    if not isinstance(fakes, str):
+        resolution, channels = fakes.resolution, fakes.channels
+    elif protocol.cut == "extractor":
+        # So that sets of mixed sizes can be compared.
+        resolution, channels = extractor.resolution, extractor.channels
+    else:
+        resolution, channels = ImageDataset(DataConfig(source=fakes)).facts.resolution, extractor.channels
+    data = dataclasses.replace(
+        DataConfig() if data is None else data,
+        source=reference,
+        resolution=resolution,
+        channels=channels,
+        crop_fraction=protocol.reference_crop if protocol.reference_crop != 1 or data is None else data.crop_fraction,
+    )
+    return Scorer(
+        protocol,
+        extractor,
+        data,
+        accelerator,
+        labels=settings.labels,
+        cache=cache_folder(settings.cache),
+        refresh=settings.refresh,
+        progress=progress,
+        batch_size=batch_size,
+    )
+
+
+def report(scores: Scores, output: str | Path | None, accelerator: Accelerator) -> None:
+    """Print the table, and write the scores as JSON; every process must call this."""
+    accelerator.print(scores.table())
+    if output is not None:
+        with together():
+            if accelerator.is_main_process:
+                with atomic_path(output) as path:
+                    path.write_text(scores.to_json())
 
 
 def matched_labels(labels: np.ndarray, count: int, num_classes: int, seed: int = 0) -> list[int]:
@@ -34,115 +334,6 @@ def matched_labels(labels: np.ndarray, count: int, num_classes: int, seed: int =
     result = np.repeat(np.arange(num_classes), counts)
     np.random.default_rng(seed).shuffle(result)
     return result.tolist()
-
-
-def features_of_images(
-    dataset: ImageDataset,
-    extractor: Extractor,
-    accelerator: Accelerator,
-    progress: Progress | None = None,
-    batch_size: int = BATCH_SIZE,
-) -> FeatureSet:
-    """Return the features of all images of a data set; every process must call this and gets the whole set."""
-    share = share_of(len(dataset), accelerator)
-    batches = (
-        (images, labels if dataset.labels is not None else None)
-        for images, labels in evaluation_batches(dataset, batch_size, share)
-    )
-    features = extract(
-        batches, extractor, accelerator.device, source=dataset.config.source, indices=share, progress=progress
-    )
-    return features.gather(accelerator)
-
-
-def features_of_generator(
-    generator: Generator,
-    name: str,
-    count: int,
-    labels: list[int] | None,
-    extractor: Extractor,
-    accelerator: Accelerator,
-    seed: int = 0,
-    progress: Progress | None = None,
-    batch_size: int = BATCH_SIZE,
-    truncation: float | None = None,
-) -> FeatureSet:
-    """Return the features of the images of seeds `seed` to seed + count - 1; they never touch the disk.
-
-    Args:
-        generator: in eval mode, on the accelerator's device.
-        name: of the generator, for messages.
-        count: number of images.
-        labels: `count` classes, for a generator with classes; None: drawn uniformly from each seed.
-        extractor: gives the features.
-        accelerator: every process must call this, and gets the whole set.
-        seed: the first.
-        progress: called with the number of images of every batch.
-        batch_size: of one process.
-        truncation: see `maxgan.sampling.latents_of`.
-    """
-    share = share_of(count, accelerator)
-    seeds = range(seed + share.start, seed + share.stop)
-    classes = None
-    if labels is not None:
-        # `generate` gives seed s the class classes[s % len(classes)].
-        classes = list(np.roll(labels, seed % count))
-    batches = (
-        (batch.images, batch.labels)
-        for batch in generate(generator, seeds, batch_size, accelerator.device, classes, truncation=truncation)
-    )
-    features = extract(batches, extractor, accelerator.device, source=name, indices=share, progress=progress)
-    return features.gather(accelerator)
-
-
-def score_generator(
-    generator: Generator,
-    name: str,
-    reference: DataConfig,
-    extractor: Extractor,
-    accelerator: Accelerator,
-    count: int | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
-    truncation: float | None = None,
-) -> Scores:
-    """Score a generator against reference images, its classes drawn as often as the reference shows them.
-
-    Args:
-        generator: in eval mode, on the accelerator's device.
-        name: of the generator.
-        reference: the images to compare with.
-        extractor: gives the features and names the protocol.
-        accelerator: every process must call this, and gets the scores.
-        count: number of samples; None: as many as the reference has, at most 50,000.
-        seed: first seed of the samples.
-        progress: called with the number of images of every batch, samples and reference together.
-        truncation: see `maxgan.sampling.latents_of`.
-    """
-    dataset = ImageDataset(reference)
-    count = count if count is not None else min(len(dataset), MAX_IMAGES)
-    real = features_of_images(dataset, extractor, accelerator, progress)
-    labels = None
-    if generator.num_classes and dataset.labels is not None and dataset.facts.num_classes == generator.num_classes:
-        labels = matched_labels(dataset.labels, count, generator.num_classes)
-    fake = features_of_generator(
-        generator, name, count, labels, extractor, accelerator, seed, progress, truncation=truncation
-    )
-    return compare(real, fake, feature_protocol(extractor, count))
-
-
-def score_images(
-    images: DataConfig,
-    reference: DataConfig,
-    extractor: Extractor,
-    accelerator: Accelerator,
-    progress: Progress | None = None,
-) -> Scores:
-    """Score a folder or zip of images against reference images."""
-    reals, fakes = ImageDataset(reference), ImageDataset(images)
-    real = features_of_images(reals, extractor, accelerator, progress)
-    fake = features_of_images(fakes, extractor, accelerator, progress)
-    return compare(real, fake, feature_protocol(extractor, len(fake)))
 
 
 def default_extractor(source: str) -> str | None:

@@ -143,14 +143,17 @@ def half_split_distance(features: ArrayLike, splits: int = 10, seed: int = 0) ->
     return float(np.mean(distances)), float(np.std(distances))
 
 
-def resampled_distance(real: GaussianStatistics, fake: ArrayLike, resamples: int, seed: int = 0) -> tuple[float, float]:
+def resampled_distance(
+    mean: ArrayLike, cov: ArrayLike, fake: ArrayLike, resamples: int, seed: int = 0
+) -> tuple[float, float]:
     """Return mean and standard deviation of the Fréchet distance over resamplings of the fakes (the bootstrap).
 
     Each draws as many fakes as there are, with repetition. The deviation tells how far the distance would move with
     other fakes of the same generator; the mean lies above the distance, which is biased by the number of images.
 
     Args:
-        real: statistics of the reals.
+        mean: of the reals, `(D,)`.
+        cov: of the reals, `(D, D)`.
         fake: `(M, D)`.
         resamples: number of resamplings, at least 2.
         seed: of the drawings.
@@ -160,11 +163,11 @@ def resampled_distance(real: GaussianStatistics, fake: ArrayLike, resamples: int
         raise ValueError(f"a deviation needs at least 2 resamplings, not {resamples}")
     rng = np.random.default_rng(seed)
     draws = [torch.from_numpy(rng.integers(len(fake), size=len(fake))) for _ in range(resamples)]
-    distances = [_distance_to(real, fake[rows]) for rows in draws]
+    distances = [_distance_to(mean, cov, fake[rows]) for rows in draws]
     return float(np.mean(distances)), float(np.std(distances))
 
 
-def extrapolated_distance(real: GaussianStatistics, fake: ArrayLike, points: int = 15, seed: int = 0) -> float:
+def extrapolated_distance(mean: ArrayLike, cov: ArrayLike, fake: ArrayLike, points: int = 15, seed: int = 0) -> float:
     """Return the Fréchet distance for infinitely many fakes (FID-infinity, Chong and Forsyth, arXiv 1911.07023).
 
     Its bias is linear in 1 / M. So a line is fitted through the distances of random subsets of M/10 to M fakes, their
@@ -172,7 +175,8 @@ def extrapolated_distance(real: GaussianStatistics, fake: ArrayLike, points: int
     where the true distance is about 0.
 
     Args:
-        real: statistics of the reals.
+        mean: of the reals, `(D,)`.
+        cov: of the reals, `(D, D)`.
         fake: `(M, D)`, M at least 20.
         points: number of sizes, at least 2.
         seed: of the subsets.
@@ -185,13 +189,13 @@ def extrapolated_distance(real: GaussianStatistics, fake: ArrayLike, points: int
     distances = []
     for size in sizes:
         rows = torch.from_numpy(rng.choice(len(fake), size, replace=False))
-        distances.append(_distance_to(real, fake[rows]))
+        distances.append(_distance_to(mean, cov, fake[rows]))
     return float(np.polyfit(1 / sizes, distances, 1)[1])
 
 
-def _distance_to(real: GaussianStatistics, features: Tensor) -> float:
+def _distance_to(mean: ArrayLike, cov: ArrayLike, features: Tensor) -> float:
     fake = GaussianStatistics.of(features)
-    return frechet_distance(real.mean, real.covariance, fake.mean, fake.covariance)
+    return frechet_distance(mean, cov, fake.mean, fake.covariance)
 
 
 def class_distances(real: Tensor, real_labels: Tensor, fake: Tensor, fake_labels: Tensor) -> dict[int, float]:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 import maxgan
-from maxgan.checkpoint import atomic_path, export_model
-from maxgan.config import GanConfig
+from maxgan.checkpoint import atomic_path, export_model, together
+from maxgan.config import GanConfig, ImageFacts
 from maxgan.data.loader import ImageDataset, evaluation_batches
-from maxgan.evaluation.evaluate import default_extractor, default_reference, score_generator
-from maxgan.evaluation.extractors import Extractor, load_extractor
-from maxgan.evaluation.protocols import Scores
+from maxgan.evaluation.comparison import Scores
+from maxgan.evaluation.evaluate import Scorer, default_extractor, make_scorer, report
 from maxgan.sampling import EXPORT_NAME, generate
 from maxgan.training.dry_run import describe
 from maxgan.training.gan import GanTrainer
@@ -28,6 +26,8 @@ from maxgan.training.run import CURVES, METRICS, SCORES, read_metrics
 from maxgan.training.session import execute
 from maxgan.writers import image_grid, save_picture
 
+BEST_NAME = "best.safetensors"
+HISTORY = "scores"
 GRID_IMAGES = 100
 GRID_COLUMNS = 10
 PANELS = {
@@ -36,6 +36,8 @@ PANELS = {
     "penalties": ("r1", "r2"),
     "consistency": ("bcr_real", "bcr_fake"),
     "speed": ("images_per_second",),
+    "Fréchet distance": ("fd",),
+    "likeness": ("precision", "recall", "density", "coverage"),
 }
 
 
@@ -55,7 +57,7 @@ class GanRun:
         self.dataset = ImageDataset(config.data)
         accelerator.print(self.dataset.describe())
         # Before anything long starts: a score that can't be computed is said now.
-        self.extractor = choose_extractor(config, accelerator.print)
+        self.scorer = choose_scorer(config, self.dataset.facts, accelerator)
         self.trainer = GanTrainer(config, self.dataset.facts, accelerator)
         self.loop = Loop(
             config.run,
@@ -67,12 +69,22 @@ class GanRun:
             shown=("loss_discriminator", "loss_generator"),
             after_save=self.export,
             at_sample=self.picture,
+            at_score=self.score_now,
+            score_every=config.evaluation.every if self.scorer is not None else 0,
         )
 
     def export(self, scores: Scores | None = None) -> None:
-        """Write the averaged generator with where it comes from."""
+        """Write the averaged generator with where it comes from; and once more, if it has the best score so far."""
         if not self.accelerator.is_main_process:
             return
+        self._export(EXPORT_NAME, {} if scores is None else {scores.protocol.name: dict(scores.metrics)})
+        scored = [line for line in read_metrics(self.directory / METRICS) if "fd" in line]
+        best = min(scored, key=lambda line: line["fd"], default=None)
+        if best is not None and best["images"] == self.trainer.images_seen and self.scorer is not None:
+            metrics = {name: value for name, value in best.items() if name != "images"}
+            self._export(BEST_NAME, {self.scorer.protocol.name: metrics})
+
+    def _export(self, name: str, scores: dict[str, dict[str, float]]) -> None:
         info: dict[str, Any] = {
             "images_seen": self.trainer.images_seen,
             "source": self.config.data.source,
@@ -80,9 +92,9 @@ class GanRun:
             "run": self.directory.name,
             "maxgan": maxgan.__version__,
         }
-        if scores is not None:
-            info["scores"] = {scores.protocol.name: dict(scores.metrics)}
-        export_model(self.generator(), self.directory / EXPORT_NAME, info)
+        if scores:
+            info["scores"] = scores
+        export_model(self.generator(), self.directory / name, info)
 
     def generator(self) -> Any:
         """Return the averaged generator in eval mode."""
@@ -91,12 +103,16 @@ class GanRun:
     @property
     def complete(self) -> bool:
         """Whether the run has its curves, and its scores unless it can have none."""
-        scored = self.extractor is None or (self.directory / SCORES).exists()
+        scored = self.scorer is None or (self.directory / SCORES).exists()
         return scored and (self.directory / CURVES).exists()
 
     def begin(self) -> None:
-        """Write the grid of training images."""
+        """Write the grid of training images; drop scores of a course that was lost."""
         self.picture_of_reals()
+        if self.accelerator.is_main_process:
+            for file in (self.directory / HISTORY).glob("*.json"):
+                if int(file.stem) > self.trainer.images_seen:
+                    file.unlink()
 
     def finish(self) -> None:
         """Write the last samples, the curves, the scores, and the export with them."""
@@ -125,27 +141,29 @@ class GanRun:
         save_picture(image_grid(images, columns), path)
 
     def score(self) -> Scores | None:
-        """Score the averaged generator, write scores.json and print the table; None without an extractor."""
-        if self.extractor is None:
+        """Score the averaged generator and write scores.json, unless that is done; None without a way to score."""
+        if self.scorer is None:
             return None
-        settings = self.config.evaluation
-        source = settings.reference or default_reference(self.config.data.source)
-        reference = dataclasses.replace(
-            self.config.data,
-            source=source,
-            resolution=self.dataset.facts.resolution,
-            channels=self.dataset.facts.channels,
-        )
-        with tqdm(unit="img", desc="scores", leave=False, disable=not self.accelerator.is_main_process) as bar:
-            scores = score_generator(
-                self.generator(), self.directory.name, reference, self.extractor, self.accelerator, settings.images,
-                progress=bar.update,
-            )  # fmt: skip
-        if self.accelerator.is_main_process:
-            with atomic_path(self.directory / SCORES) as temporary:
-                temporary.write_text(scores.to_json())
-        self.accelerator.print(scores.table())
+        path = self.directory / HISTORY / f"{self.trainer.images_seen:09d}.json"
+        if not broadcast_object_list([path.exists()])[0]:
+            self.score_now()
+        scores = Scores.from_json(path.read_text())
+        report(scores, self.directory / SCORES, self.accelerator)
         return scores
+
+    def score_now(self) -> dict[str, float]:
+        """Score the averaged generator as it is, keep the scores with their protocol, and return them."""
+        assert self.scorer is not None
+        with tqdm(unit="img", desc="scores", leave=False, disable=not self.accelerator.is_main_process) as bar:
+            self.scorer.progress = bar.update
+            images = self.config.evaluation.images
+            scores = self.scorer.score_generator(self.generator(), self.directory.name, images)
+        path = self.directory / HISTORY / f"{self.trainer.images_seen:09d}.json"
+        with together():
+            if self.accelerator.is_main_process:
+                with atomic_path(path) as temporary:
+                    temporary.write_text(scores.to_json())
+        return dict(scores.metrics)
 
 
 def grid_of_reals(dataset: ImageDataset) -> tuple[list[int], int]:
@@ -161,18 +179,20 @@ def grid_of_reals(dataset: ImageDataset) -> tuple[list[int], int]:
     return [int(group[row]) for row in range(filled) for group in members], shown
 
 
-def choose_extractor(config: GanConfig, say: Callable[[str], None]) -> Extractor | None:
-    """Return the extractor for the scores of a run, or None with the reason said."""
-    if not config.evaluation.enabled:
+def choose_scorer(config: GanConfig, facts: ImageFacts, accelerator: Accelerator) -> Scorer | None:
+    """Return what scores a run, or None with the reason said."""
+    settings = config.evaluation
+    if not settings.enabled:
         return None
-    name = config.evaluation.extractor or default_extractor(config.data.source)
-    if name is None:
-        say(
-            "no scores at the end: this data has no embedded extractor; train one with train_classifier.py and name "
-            "its file in evaluation.extractor"
+    named = settings.protocol is not None or settings.extractor is not None
+    if not named and default_extractor(config.data.source) is None:
+        accelerator.print(
+            "no scores at the end: this data has no embedded extractor; name a published protocol in "
+            "evaluation.protocol, or train a classifier with train_classifier.py and name its file in "
+            "evaluation.extractor"
         )
         return None
-    return load_extractor(name)
+    return make_scorer(settings, config.data.source, accelerator, facts, data=config.data)
 
 
 def train_gan(config: GanConfig, config_name: str | None = None) -> int:

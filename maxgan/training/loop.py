@@ -53,6 +53,9 @@ class Loop:
         shown: metrics that the progress bar shows.
         after_save: called on every process after each checkpoint.
         at_sample: called on every process every `run.sample_every` images.
+        at_score: called on every process every `score_every` images and at the end; gives metrics. A checkpoint
+            follows, so that a run that goes on never scores the same generator again.
+        score_every: images; 0 for never.
     """
 
     def __init__(
@@ -66,6 +69,8 @@ class Loop:
         shown: Sequence[str],
         after_save: Callable[[], None],
         at_sample: Callable[[], None] | None = None,
+        at_score: Callable[[], dict[str, float]] | None = None,
+        score_every: int = 0,
     ) -> None:
         self.run, self.training = run, training
         self.directory = directory
@@ -75,6 +80,8 @@ class Loop:
         self.shown = shown
         self.after_save = after_save
         self.at_sample = at_sample
+        self.at_score = at_score
+        self.score_every = score_every
         self.meters = Meters()
         self.seconds = 0.0
 
@@ -158,7 +165,13 @@ class Loop:
                     bar.set_postfix({name: f"{values[name]:.3f}" for name in self.shown})
                 if self.at_sample is not None and self.run.sample_every and self._crossed(self.run.sample_every):
                     self.at_sample()
-                if self._crossed(self.run.checkpoint_every) or self.finished:
+                scored = bool(self.score_every) and (self._crossed(self.score_every) or self.finished)
+                if scored and self.at_score is not None:
+                    self._log(log, {"images": seen, **self.at_score()})
+                    # A score isn't part of the speed of training.
+                    paused = time.perf_counter() - started - self.seconds
+                    started, logged_at = started + paused, logged_at + paused
+                if scored or self._crossed(self.run.checkpoint_every) or self.finished:
                     self.save()
                     saved = seen
                 if accelerator.num_processes == 1 or (seen // batch_size) % SIGNAL_INTERVAL == 0:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import evaluate
 import sample
 from maxgan.checkpoint import export_model
-from maxgan.config import DataConfig
+from maxgan.config import DataConfig, ScoreConfig
 from maxgan.data.loader import ImageDataset, evaluation_batches
-from maxgan.evaluation.evaluate import matched_labels, score_generator, score_images
-from maxgan.evaluation.extractors import load_extractor
+from maxgan.evaluation import evaluate as evaluation
+from maxgan.evaluation.comparison import Scores
+from maxgan.evaluation.evaluate import Scorer, make_scorer, matched_labels
+from maxgan.evaluation.extractors import ClassifierExtractor, load_extractor
+from maxgan.evaluation.protocols import PROTOCOLS, feature_protocol
+from maxgan.evaluation.reference import save_reference
 from maxgan.models import MaxViTGenerator
 from maxgan.runtime import share_of
 from maxgan.writers import Batch, write_images
@@ -47,10 +54,16 @@ class Replay(nn.Module):
         return torch.stack(out)
 
 
+def digits_scorer(**settings: Any) -> Scorer:
+    return make_scorer(ScoreConfig(**settings), "digits", Accelerator(cpu=True), "digits")
+
+
+def without_times(scores: Scores) -> Scores:
+    return replace(scores, seconds=0)
+
+
 def test_real_digits_score_as_real_digits() -> None:
-    scores = score_generator(
-        Replay(), "replay", DataConfig(source="digits"), load_extractor("digits"), Accelerator(cpu=True)
-    )
+    scores = digits_scorer().score_generator(Replay(), "replay")
     assert (scores.num_fakes, scores.num_reals) == (1797, 1797)
     assert scores.metrics["fd_ratio"] < 0.25
     assert scores.metrics["accuracy"] > 0.99
@@ -85,9 +98,7 @@ def test_a_folder_of_reals_against_reals_and_the_script(tmp_path: Path, capsys: 
     write_images(batches, tmp_path / "fakes.zip")
     evaluate.main([f"--fakes={tmp_path}/fakes.zip", f"--output={tmp_path}/scores.json", "--cpu=true", "--threads=1"])
     written = json.loads((tmp_path / "scores.json").read_text())["metrics"]
-    direct = score_images(
-        DataConfig(source="digits-test"), DataConfig(source="digits"), load_extractor("digits"), Accelerator(cpu=True)
-    ).metrics
+    direct = digits_scorer().score_images("digits-test").metrics
     assert written == pytest.approx(dict(direct), rel=1e-5)
     assert written["accuracy"] > 0.98
     assert "FD-digits of 10 real half-splits" in capsys.readouterr().out
@@ -127,7 +138,7 @@ def test_a_generator_of_other_images_is_not_judged_by_digits(
     export_model(generator, tmp_path / "run" / "generator.safetensors", {"source": "photos.zip"})
     with pytest.raises(SystemExit):
         evaluate.main([f"--fakes={tmp_path}/run", "--cpu=true", "--threads=1"])
-    assert "trained on photos.zip, for which there is no embedded extractor" in capsys.readouterr().err
+    assert "there is no embedded extractor for photos.zip" in capsys.readouterr().err
 
 
 def test_an_output_of_no_known_format_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,3 +149,234 @@ def test_an_output_of_no_known_format_is_refused(tmp_path: Path, capsys: pytest.
     assert "unknown ending: name a folder, a .zip or an .npz" in capsys.readouterr().err
     sample.main([f"--model={tmp_path}/run", "--n=3", f"--output={tmp_path}/x", "--cpu=true", "--threads=1"])
     assert len(list((tmp_path / "x").glob("*.png"))) == 3
+
+
+# Kept references
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The sources that were extracted, one after another."""
+    found: list[str] = []
+    extract = Scorer._extract
+
+    def counted(self: Scorer, dataset: ImageDataset, kept: Any) -> Any:
+        found.append(dataset.config.source)
+        return extract(self, dataset, kept)
+
+    monkeypatch.setattr(Scorer, "_extract", counted)
+    return found
+
+
+def digits_zip(path: Path, changed: int | None = None, labels: bool = True) -> str:
+    dataset = ImageDataset(DataConfig(source="digits-test"))
+    images, classes = next(evaluation_batches(dataset, 100, range(100)))
+    if changed is not None:
+        images[changed, 0, 0, 0] ^= 1
+    write_images([Batch(range(100), images, classes if labels else None)], path, overwrite=True)
+    return str(path)
+
+
+@pytest.mark.filterwarnings("ignore:.*singular")
+def test_a_kept_reference_gives_bit_identical_scores_and_never_stands_for_another(
+    tmp_path: Path, passes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reals, cache = digits_zip(tmp_path / "reals.zip"), str(tmp_path / "cache")
+    fakes = digits_zip(tmp_path / "fakes.zip", changed=3)
+
+    def score(**settings: Any) -> Scores:
+        passes.clear()
+        return without_times(digits_scorer(reference=reals, cache=cache, **settings).score_images(fakes))
+
+    first = score()
+    assert passes == [reals, fakes]
+    assert score() == first
+    assert passes == [fakes]
+    assert score(refresh=True) == first
+    assert passes == [reals, fakes]
+    assert score(metrics=("frechet",)).metrics["fd"] == first.metrics["fd"]
+    assert passes == [reals, fakes]  # without features it is kept apart
+
+    digits_zip(tmp_path / "reals.zip", changed=7)
+    changed = score()
+    assert passes == [reals, fakes]
+    assert changed.metrics["fd"] != first.metrics["fd"]
+    assert changed.reference_digest != first.reference_digest
+    digits_zip(tmp_path / "reals.zip", labels=False)
+    assert score().reference_digest not in (first.reference_digest, changed.reference_digest)
+    assert passes[0] == reals
+    digits_zip(tmp_path / "reals.zip")
+    assert score() == first
+    assert passes == [fakes]
+
+    monkeypatch.setattr("maxgan.evaluation.reference.code_version", lambda: "another")
+    score()
+    assert passes == [reals, fakes]
+    for file in (tmp_path / "cache").iterdir():
+        file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"can't be read .* or set refresh"):
+        score()
+    assert score(refresh=True).metrics == first.metrics
+    passes.clear()
+    digits_scorer(reference=reals, cache="off").score_images(fakes)
+    assert passes == [reals, fakes]
+
+
+def test_another_protocol_never_finds_a_reference(tmp_path: Path, classifier: Any, passes: list[str]) -> None:
+    # Two extractors that differ in their weights alone, and one resize of the same weights.
+    for seed, resize in ((0, "clean"), (1, "clean"), (0, "tf1")):
+        torch.manual_seed(seed)
+        module = classifier(resolution=8)
+        nn.init.normal_(module.head.weight)
+        extractor = ClassifierExtractor(module, "pixels", resize=resize)
+        data = DataConfig(source="digits-test", resolution=16, channels=1)
+        scorer = Scorer(feature_protocol(extractor), extractor, data, Accelerator(cpu=True), cache=tmp_path)
+        assert scorer.real.count == 360
+    assert passes == ["digits-test"] * 3
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_reference_is_shared_as_one_file(tmp_path: Path, classifier: Any) -> None:
+    scorer = digits_scorer()
+    expected = scorer.score_images("digits-test")
+    file = tmp_path / "digits.npz"
+    save_reference(file, scorer.real, scorer.extractor.resize)
+    shared = make_scorer(ScoreConfig(reference=str(file)), "digits", Accelerator(cpu=True), "digits-test").score_images(
+        "digits-test"
+    )
+    assert without_times(shared) == without_times(expected)
+    with np.load(file) as content:  # without pickle, as ADM and clean-fid name things
+        np.testing.assert_array_equal(content["sigma"], scorer.real.covariance)
+        assert content["mu"].shape == (scorer.real.dim,)
+        assert content["feats"].shape == (1797, scorer.real.dim)
+    other = ClassifierExtractor(classifier(resolution=16), "pixels")
+    with pytest.raises(ValueError, match=r"was made by extractor digits .* not pixels"):
+        Scorer(feature_protocol(other), other, DataConfig(source=str(file)), Accelerator(cpu=True))
+
+
+def test_statistics_of_other_tools_are_taken_at_their_word(tmp_path: Path) -> None:
+    scorer = digits_scorer()
+    expected = scorer.score_images("digits-test").metrics["fd"]
+    np.savez(tmp_path / "adm.npz", mu=scorer.real.mean, sigma=scorer.real.covariance)
+    settings = {"reference": str(tmp_path / "adm.npz"), "metrics": ("frechet",)}
+    found = digits_scorer(**settings).score_images("digits-test")
+    assert found.metrics["fd"] == expected
+    assert found.num_reals is None
+    with pytest.raises(ValueError, match=r"holds no features"):
+        digits_scorer(reference=str(tmp_path / "adm.npz"), metrics=("kernel",)).score_images("digits-test")
+    np.savez(tmp_path / "feats.npz", mu=scorer.real.mean, sigma=scorer.real.covariance, feats=scorer.real.features)
+    assert (
+        digits_scorer(reference=str(tmp_path / "feats.npz"), metrics=("frechet",))
+        .score_images("digits-test")
+        .metrics["fd"]
+        == expected
+    )
+    np.savez(tmp_path / "bad.npz", mu=np.zeros(3), sigma=np.eye(4))
+    with pytest.raises(ValueError, match=r"not \(3,\) and \(4, 4\)"):
+        digits_scorer(reference=str(tmp_path / "bad.npz"))
+    np.savez(tmp_path / "evil.npz", mu=np.array([print], dtype=object), sigma=np.eye(1))
+    with pytest.raises(ValueError, match="pickled objects"):
+        digits_scorer(reference=str(tmp_path / "evil.npz"))
+
+
+# Sources and settings
+
+
+class Constant(nn.Module):
+    """A "generator" of images between two grey levels, which remembers the classes it was asked for."""
+
+    latent_dim, num_classes, resolution, channels = 4, 10, 16, 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[int] = []
+        self.eval()
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        self.asked += labels.tolist()
+        return z.mean(1).view(-1, 1, 1, 1).expand(-1, 1, 16, 16) * 0.1
+
+
+def test_classes_follow_the_reference_or_are_uniform(tmp_path: Path) -> None:
+    skewed = digits_zip(tmp_path / "reals.zip")
+    reference = np.bincount(ImageDataset(DataConfig(source=skewed)).labels, minlength=10)
+    generator = Constant()
+    for how in ("reference", "uniform"):
+        generator.asked.clear()
+        scorer = make_scorer(
+            ScoreConfig(reference=skewed, labels=how, metrics=("frechet",), cache="off"),
+            "digits", Accelerator(cpu=True), generator,
+        )  # fmt: skip
+        found = scorer.score_generator(generator, "constant", 200, seed=3)
+        assert len(generator.asked) == 200
+        assert (np.bincount(generator.asked, minlength=10) == 2 * reference).all() == (how == "reference")
+        expected = "as the reference" if how == "reference" else "uniform"
+        assert found.sampling == {"seed": 3, "truncation": None, "labels": expected}
+
+
+def test_a_protocol_without_quantisation_shows_the_extractor_what_was_generated() -> None:
+    seen: list[torch.dtype] = []
+
+    class Watching(ClassifierExtractor):
+        def __call__(self, images: Tensor) -> Any:
+            seen.append(images.dtype)
+            return super().__call__((images.float() * 127.5 + 128).byte() if images.is_floating_point() else images)
+
+    extractor = load_extractor("digits")
+    extractor.__class__ = Watching
+    data = DataConfig(source="digits-test")
+    for quantisation in ("uint8", "none"):
+        seen.clear()
+        protocol = replace(feature_protocol(extractor), quantisation=quantisation, metrics=("frechet",))
+        scorer = Scorer(protocol, extractor, data, Accelerator(cpu=True))
+        scorer.score_generator(Constant(), "constant", 20)
+        assert seen[0] == (torch.uint8 if quantisation == "uint8" else torch.float32)
+        assert seen[-1] == torch.uint8
+
+
+def test_images_in_an_npz_score_as_the_same_in_a_zip(tmp_path: Path) -> None:
+    archive, arrays = digits_zip(tmp_path / "a.zip"), digits_zip(tmp_path / "a.npz")
+    settings = {"metrics": ("frechet", "accuracy")}
+    one, two = (digits_scorer(**settings).score_images(source) for source in (archive, arrays))
+    assert one.metrics == two.metrics
+    assert one.metrics["accuracy"] > 0.9
+    assert digits_scorer(reference=arrays, **settings).real.count == 100
+
+
+def test_sample_scores_what_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generator = MaxViTGenerator(16, 1, 10, width=16, head_dim=8, latent_dim=8, latent_tokens=4, norm="layer")
+    export_model(generator, tmp_path / "g.safetensors", {"source": "digits-train"})
+    common = [f"--reference={digits_zip(tmp_path / 'reals.zip')}", "--cpu=true", "--threads=1", "--seed=5"]
+    metrics = "--metrics=[frechet,half_split,precision_recall,density_coverage,class_frechet]"
+    sample.main([f"--model={tmp_path}/g.safetensors", f"--output={tmp_path}/fakes.npz", "--n=150", "--extractor=digits",
+                 f"--scores={tmp_path}/one.json", metrics, *common])  # fmt: skip
+    evaluate.main([f"--fakes={tmp_path}/g.safetensors", "--n=150", f"--output={tmp_path}/two.json",
+                   f"--save_reference={tmp_path}/reference.npz", metrics, *common])  # fmt: skip
+    evaluate.main([f"--fakes={tmp_path}/fakes.npz", f"--output={tmp_path}/three.json", metrics,
+                   f"--reference={tmp_path}/reference.npz", "--cpu=true", "--threads=1"])  # fmt: skip
+    one, two, three = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two", "three"))
+    assert one["metrics"] == pytest.approx(two["metrics"], rel=1e-4)
+    assert one["metrics"] == pytest.approx(three["metrics"], rel=1e-4)
+    assert set(one["class_fd"]) == {str(digit) for digit in range(10)}
+    assert (one["reference_digest"], one["fake_digest"]) == (two["reference_digest"], two["fake_digest"])
+    assert one["sampling"] == {"seed": 5, "truncation": None, "labels": "as the reference"}
+    assert three["reference_digest"] == one["reference_digest"]
+    assert "FD-digits within a class" in capsys.readouterr().out
+
+
+def test_images_of_mixed_sizes_are_named_by_a_published_protocol(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "choose_protocol", lambda *_: (PROTOCOLS["hit-val50k"], load_extractor("digits")))
+    for side in (16, 20):
+        Image.new("L", (side, side)).save(tmp_path / f"{side}.png")
+    settings = ScoreConfig(protocol="hit-val50k", reference="digits")
+    with pytest.raises(ValueError, match=r"20.png has 20 x 20 pixels while .*16.png has 16 x 16"):
+        make_scorer(settings, "", Accelerator(cpu=True), str(tmp_path))
+    (tmp_path / "20.png").unlink()
+    scorer = make_scorer(settings, "", Accelerator(cpu=True), str(tmp_path))
+    assert (scorer.reference.resolution, scorer.reference.crop_fraction) == (16, 0.875)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ValueError, match="contains no images"):
+        make_scorer(settings, "", Accelerator(cpu=True), str(empty))

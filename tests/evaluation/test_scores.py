@@ -16,7 +16,6 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 
 from maxgan.evaluation import scores
 from maxgan.evaluation.neighbours import nearest_distances, neighbour_scores
-from maxgan.evaluation.statistics import GaussianStatistics
 
 Gaussian = tuple[np.ndarray, np.ndarray]
 
@@ -172,29 +171,29 @@ def test_resampled_distance_is_the_deviation_of_the_bootstrap() -> None:
     for _ in range(5):
         (m1, s1), (m2, s2) = gaussian(real), gaussian(fake[rng.integers(150, size=150)])
         expected.append(((m1 - m2) ** 2).sum() + np.trace(s1 + s2 - 2 * scipy.linalg.sqrtm(s1 @ s2).real))
-    mean, std = scores.resampled_distance(GaussianStatistics.of(real), fake, 5, seed=2)
+    mean, std = scores.resampled_distance(*gaussian(real), fake, 5, seed=2)
     assert mean == pytest.approx(np.mean(expected), rel=1e-10)
     assert std == pytest.approx(np.std(expected), rel=1e-8)
     with pytest.raises(ValueError, match="at least 2 resamplings"):
-        scores.resampled_distance(GaussianStatistics.of(real), fake, 1)
+        scores.resampled_distance(*gaussian(real), fake, 1)
 
 
 def test_extrapolation_comes_nearer_to_the_true_distance() -> None:
     rng = np.random.default_rng(0)
-    real = GaussianStatistics.of(rng.normal(size=(20000, 20)))
+    real = gaussian(rng.normal(size=(20000, 20)))
     errors, biases = [], []
     for seed in range(5):
         fake = rng.normal(size=(400, 20)) * 1.1
         truth = 20 * 0.1**2
-        errors.append(scores.extrapolated_distance(real, fake, 15, seed) - truth)
-        biases.append(scores._distance_to(real, torch.from_numpy(fake)) - truth)
+        errors.append(scores.extrapolated_distance(*real, fake, 15, seed) - truth)
+        biases.append(scores._distance_to(*real, torch.from_numpy(fake)) - truth)
     assert np.mean(biases) > 0.1
     assert abs(np.mean(errors)) < 0.3 * np.mean(biases)
     sizes = np.array([40, 400])
     draws = np.random.default_rng(9)
-    points = [scores._distance_to(real, torch.from_numpy(fake[draws.choice(400, n, replace=False)])) for n in sizes]
+    points = [scores._distance_to(*real, torch.from_numpy(fake[draws.choice(400, n, replace=False)])) for n in sizes]
     slope = (points[0] - points[1]) / (1 / 40 - 1 / 400)
-    assert scores.extrapolated_distance(real, fake, 2, 9) == pytest.approx(points[1] - slope / 400, rel=1e-9)
+    assert scores.extrapolated_distance(*real, fake, 2, 9) == pytest.approx(points[1] - slope / 400, rel=1e-9)
 
 
 def test_class_distances_are_those_of_each_class() -> None:

@@ -312,3 +312,75 @@ def test_scores_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert scores["num_reals"] == 1797
     assert "FD-digits" in capsys.readouterr().out
     assert load_model(tmp_path / "run" / "generator.safetensors").info["scores"]["fd-digits"]["fd"] > 0
+
+
+SCORED = replace(
+    TINY,
+    evaluation=EvaluationConfig(every=32, images=80, reference="digits-test", metrics=("frechet", "precision_recall")),
+    run=replace(TINY.run, sample_every=0),
+)
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 96 images, scored every 32."""
+    directory = tmp_path_factory.mktemp("run") / "scored"
+    assert train(at(directory, SCORED)) == 0
+    return directory
+
+
+def score_lines(directory: Path) -> list[dict[str, float]]:
+    return [line for line in read_metrics(directory / "metrics.jsonl") if "fd" in line]
+
+
+def test_scores_along_a_training_keep_the_best_generator(scored: Path, whole: Path) -> None:
+    lines = score_lines(scored)
+    assert [line["images"] for line in lines] == [32, 64, 96]
+    assert set(lines[0]) == {"images", "fd", "precision", "recall"}
+    best = min(lines, key=lambda line: line["fd"])
+    generator = load_model(scored / "best.safetensors")
+    assert generator.info["images_seen"] == best["images"]
+    assert generator.info["scores"]["fd-digits"]["fd"] == best["fd"]
+    averaged = dict(states(scored / "checkpoints" / f"images-{best['images']:09d}"))
+    for name, tensor in generator.state_dict().items():
+        assert torch.equal(tensor, averaged[f"tensors.safetensors/trainer/module.{name}"]), name
+    histories = sorted((scored / "scores").iterdir())
+    assert [file.name for file in histories] == [f"{images:09d}.json" for images in (32, 64, 96)]
+    assert (scored / "scores.json").read_text() == histories[-1].read_text()
+    assert json.loads(histories[0].read_text())["metrics"]["fd"] == lines[0]["fd"]
+    # To be scored changes nothing in what is learned.
+    assert_same(whole / "checkpoints/images-000000096", scored / "checkpoints/images-000000096")
+
+
+def test_a_scored_run_goes_on_without_scoring_again(
+    scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "resumed"
+    shutil.copytree(scored, directory)
+    shutil.rmtree(directory / "checkpoints" / "images-000000096")
+    for name in ("curves.png", "scores.json"):
+        (directory / name).unlink()
+    times: list[int] = []
+    score_now = gan_run.GanRun.score_now
+
+    def counted(self: gan_run.GanRun) -> dict[str, float]:
+        times.append(self.trainer.images_seen)
+        return score_now(self)
+
+    monkeypatch.setattr(gan_run.GanRun, "score_now", counted)
+    assert train(at(directory, SCORED)) == 0
+    assert times == [96]
+    assert score_lines(directory) == score_lines(scored)
+    # Killed after its last checkpoint, a run has its scores already.
+    (directory / "curves.png").unlink()
+    (directory / "scores.json").unlink()
+    assert train(at(directory, SCORED)) == 0
+    assert times == [96]
+    assert json.loads((directory / "scores.json").read_text())["num_fakes"] == 80
+
+
+def test_scores_along_a_training_need_a_distance() -> None:
+    with pytest.raises(ValueError, match="add frechet to metrics"):
+        EvaluationConfig(every=10, metrics=("kernel",))
+    with pytest.raises(ValueError, match=r"evaluation\.every"):
+        EvaluationConfig(every=10, enabled=False)
