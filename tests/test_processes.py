@@ -82,6 +82,50 @@ def test_two_processes_train_hits_way_as_one_does(tmp_path: Path) -> None:
             assert b[name] == pytest.approx(a[name], rel=1e-2, abs=1e-3), name
 
 
+SCORE = """
+import sys
+from accelerate import Accelerator
+from torch import nn
+from maxgan.config import DataConfig
+from maxgan.evaluation.evaluate import Scorer
+from maxgan.evaluation.extractors import ClassifierExtractor
+from maxgan.evaluation.protocols import customised, feature_protocol
+
+class Pixels(nn.Module):
+    # Features and logits that hang on nothing but their own image, to the last bit.
+    resolution, channels, num_classes = 8, 1, 10
+    def pooled(self, x):
+        return x.flatten(1)
+    def classify(self, pooled):
+        return pooled[:, 20:30] * 3
+
+extractor = ClassifierExtractor(Pixels(), "pixels")
+metrics = ("frechet", "half_split", "inception_score", "kernel", "precision_recall", "density_coverage",
+           "class_frechet", "accuracy")
+protocol = customised(feature_protocol(extractor), metrics, 3, 4)
+data = DataConfig(source="digits", resolution=8, channels=1)
+scorer = Scorer(protocol, extractor, data, Accelerator(cpu=True), batch_size=int(sys.argv[2]))
+scores = scorer.score_images("digits-test")
+if scorer.accelerator.is_main_process:
+    open(sys.argv[1], "w").write(scores.to_json())
+scorer.accelerator.end_training()
+"""
+
+
+def test_the_same_features_have_the_same_scores_on_any_number_of_processes(tmp_path: Path) -> None:
+    (script := tmp_path / "score.py").write_text(SCORE)
+    found = []
+    for processes, batch_size in ((1, 128), (1, 7), (2, 128), (3, 50)):
+        launch = (
+            [*TWO[:3], f"--nproc_per_node={processes}", "--", str(script)] if processes > 1 else [TWO[0], str(script)]
+        )
+        run([*launch, "scores.json", str(batch_size)], tmp_path)
+        found.append(json.loads((tmp_path / "scores.json").read_text())["metrics"])
+    assert len(found[0]) == 18
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-10)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_launcher_saves_and_the_same_command_goes_on(tmp_path: Path, number: int) -> None:
     command = [*LAUNCH, str(ROOT / "train_gan.py"), *TINY, "--evaluation.enabled=false", "--run.directory=run"]
