@@ -1,0 +1,176 @@
+"""Time of a whole scoring beside torch-fidelity's, with the same extractor, images and machine.
+
+    python benchmarks/evaluation.py --images 1000 --threads 1
+    python benchmarks/evaluation.py --weights weights-inception-2015-12-05-6726825d.pth --images 2000 --device cuda
+
+`maths` are statistics, Fréchet distance, Inception Score, kernel distance, precision and recall of given features, 2048
+of them and 1008 logits, as they arrive in batches: ours (with density and coverage too) and torch-fidelity's, each in
+seconds per 1,000 images of both sets. Both get the same random features, and the largest relative difference of their
+scores is printed beside the times.
+
+With `--weights` the images pass through torch-fidelity's own network: `forward` is the network alone, `whole` the
+scoring from uint8 images to all scores. `overhead` is whole / forward; `outside` the seconds beside the network.
+Peak memory is that of the process, so one side is measured at a time: `--side ours` or `--side theirs`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from maxgan.evaluation.comparison import compare
+from maxgan.evaluation.extractors import Features, load_extractor
+from maxgan.evaluation.features import Collector, FeatureSet
+from maxgan.evaluation.protocols import PROTOCOLS
+from maxgan.files import atomic_path
+
+DIM, CLASSES, SIDE = 2048, 1008, 256
+PROTOCOL = PROTOCOLS["fid50k-train-2015-tf1"]
+KEYS = {
+    "fd": "frechet_inception_distance",
+    "inception_score_mean": "inception_score_mean",
+    "kd_mean": "kernel_inception_distance_mean",
+    "precision": "precision",
+    "recall": "recall",
+}
+
+
+class Given:
+    """An "extractor" whose images are the features themselves, `(N, 2048 + 1008)`."""
+
+    name, digest, resize, resolution, channels = PROTOCOL.extractor, "0" * 64, "none", 299, 3
+    num_classes, unquantised = CLASSES, False
+
+    def to(self, device: torch.device | str) -> Given:
+        return self
+
+    def __call__(self, images: Tensor) -> Features:
+        return Features(images[:, :DIM], images[:, DIM:])
+
+
+class One:
+    """A single process."""
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+
+def ours(extractor: Any, sets: list[Tensor], device: str, batch: int) -> dict[str, float]:
+    """Return our scores of the second set against the first."""
+
+    def seen(images: Tensor, kept: Any) -> FeatureSet:
+        count = len(images)
+        collector = Collector(extractor, device, source="images", indices=range(count), total=count, kept=kept)
+        return collector.run((part, None) for part in images.split(batch)).gather(One(device))
+
+    real, fake = seen(sets[0], PROTOCOL.kept_of_reals), seen(sets[1], PROTOCOL.kept_of_fakes)
+    return dict(compare(real, fake, PROTOCOL, device=device).metrics)
+
+
+def theirs(extractor: Any, sets: list[Tensor], device: str, batch: int) -> dict[str, float]:
+    """Return torch-fidelity's scores, its functions called as its `calculate_metrics` calls them."""
+    seen = [[extractor(part.to(device)) for part in images.split(batch)] for images in sets]
+    real, fake = (torch.cat([part.features.cpu() for part in parts]) for parts in seen)
+    logits = torch.cat([part.logits.cpu() for part in seen[1]])
+    found = fid_statistics_to_metric(fid_features_to_statistics(fake), fid_features_to_statistics(real), False)
+    found |= isc_features_to_metric(logits)
+    found |= kid_features_to_metric(fake, real, verbose=False)
+    found |= prc_features_to_metric(fake, real, verbose=False)
+    return {name: found[key] for name, key in KEYS.items()}
+
+
+def timed(function: Callable[[], Any], device: str) -> tuple[Any, float]:
+    """Return what a function gives, and its seconds."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    result = function()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - start
+
+
+def random_features(count: int, seed: int, shift: float) -> Tensor:
+    """Return features like Inception's: not negative, correlated, around 0.4; and logits."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(256, DIM, generator=torch.Generator().manual_seed(9)) / 16
+    noise = torch.randn(count, DIM, generator=generator)
+    features = (torch.randn(count, 256, generator=generator) @ mix + 0.3 * noise + shift).relu()
+    return torch.cat([features, 2 * torch.randn(count, CLASSES, generator=generator)], 1)
+
+
+def main() -> None:
+    """Measure, print a table, and write JSON if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=1000, help="of each set")
+    parser.add_argument("--weights", help="file of torch-fidelity's port of Inception; unset: the maths alone")
+    parser.add_argument("--trust_weights", action="store_true", help="take weights that are not the published")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--side", choices=("both", "ours", "theirs"), default="both")
+    parser.add_argument("--output", help="JSON file")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    extractor: Any = Given()
+    sets = [random_features(options.images, 0, 0.3), random_features(options.images, 1, 0.32)]
+    lines: dict[str, float] = {}
+    if options.weights is not None:
+        extractor = load_extractor(
+            PROTOCOL.extractor, weights=options.weights, resize="tf1", trust_weights=options.trust_weights
+        ).to(options.device)
+        generator = torch.Generator().manual_seed(0)
+        sets = [
+            torch.randint(low, 256, (options.images, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+            for low in (0, 30)
+        ]
+        extractor(sets[0][: options.batch])  # warm-up
+
+        def forward() -> None:
+            for images in sets:
+                for part in images.split(options.batch):
+                    extractor(part)
+
+        _, lines["forward"] = timed(forward, options.device)
+    scores: dict[str, dict[str, float]] = {}
+    for name, function in (("ours", ours), ("theirs", theirs)):
+        if options.side in ("both", name):
+            arguments = (extractor, sets, options.device, options.batch)
+            scores[name], lines[name] = timed(lambda f=function, a=arguments: f(*a), options.device)  # type: ignore[misc]
+    per_thousand = {name: seconds / (2 * options.images) * 1000 for name, seconds in lines.items()}
+    facts: dict[str, Any] = {"seconds_per_1000_images": per_thousand}
+    if len(scores) == 2:
+        one, two = scores["ours"], scores["theirs"]
+        facts["largest_relative_difference"] = max(abs(one[key] / two[key] - 1) for key in KEYS)
+        facts["times_faster"] = lines["theirs"] / lines["ours"]
+    if "forward" in lines:
+        facts |= {f"overhead_{name}": lines[name] / lines["forward"] for name in scores}
+        facts |= {f"outside_{name}": per_thousand[name] - per_thousand["forward"] for name in scores}
+    facts["peak_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    facts["scores"] = scores
+    facts["machine"] = {"device": options.device, "threads": options.threads, "torch": torch.__version__,
+                        "platform": platform.platform()}  # fmt: skip
+    print(json.dumps(facts, indent=2))
+    if options.output:
+        with atomic_path(Path(options.output)) as path:
+            path.write_text(json.dumps({"options": vars(options), **facts}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
