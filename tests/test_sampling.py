@@ -193,6 +193,17 @@ def test_images_do_not_depend_on_the_batch_size() -> None:
     assert [len(batch.seeds) for batch in generate(generator, range(31), 7, "cpu")] == [7, 7, 7, 7, 3]
 
 
+def test_images_that_are_not_quantised_are_clipped_and_no_more() -> None:
+    generator = toy(3, 5, 16)
+    z, labels = latents_of(range(8), 12, 5)
+    with torch.no_grad():
+        expected = generator(z, labels)
+    batch = next(generate(generator, range(8), 8, "cpu", quantise=False))
+    assert batch.images.dtype == torch.float32
+    assert expected.abs().max() > 1
+    torch.testing.assert_close(batch.images, expected.clamp(-1, 1))
+
+
 def test_generation_leaves_no_mode_behind() -> None:
     for batch in generate(toy(), range(4), 2, "cpu"):
         assert torch.is_grad_enabled()
