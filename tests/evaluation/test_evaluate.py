@@ -330,8 +330,8 @@ def test_a_protocol_without_quantisation_shows_the_extractor_what_was_generated(
         protocol = replace(feature_protocol(extractor), quantisation=quantisation, metrics=("frechet",))
         scorer = Scorer(protocol, extractor, data, Accelerator(cpu=True))
         scorer.score_generator(Constant(), "constant", 20)
-        assert seen[0] == (torch.uint8 if quantisation == "uint8" else torch.float32)
-        assert seen[-1] == torch.uint8
+        assert seen[0] == torch.uint8  # of the reference
+        assert seen[-1] == (torch.uint8 if quantisation == "uint8" else torch.float32)
 
 
 def test_images_in_an_npz_score_as_the_same_in_a_zip(tmp_path: Path) -> None:
