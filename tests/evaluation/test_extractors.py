@@ -207,3 +207,14 @@ def test_a_module_that_gives_something_else_is_refused() -> None:
         ModuleExtractor(Means(True), "means", resolution=8)(noise(2, 3, 8))
     with pytest.raises(ValueError, match="gave logits None: set num_classes"):
         ModuleExtractor(Means(False), "means", resolution=8, num_classes=3)(noise(2, 3, 8))
+
+
+@pytest.mark.parametrize(("name", "channels", "resolution"), [("digits", 1, 16), ("cifar10", 3, 32)])
+def test_packaged_classifiers_are_those_of_their_page(name: str, channels: int, resolution: int) -> None:
+    extractor = load_extractor(name)
+    page = (Path(extractors.__file__).parent / "weights" / "README.md").read_text()
+    assert f"`{extractor.digest}`" in page
+    assert (extractor.name, extractor.channels, extractor.resolution) == (name, channels, resolution)
+    found = extractor(torch.randint(0, 256, (2, channels, resolution, resolution), dtype=torch.uint8))
+    assert found.features.isfinite().all()
+    assert found.logits is not None and found.logits.shape == (2, 10)
