@@ -65,15 +65,16 @@ class DataConfig:
     """Where the images come from and how they are cut to size."""
 
     source: str = "digits-train"
-    """`digits`, `digits-train`, `digits-test` (embedded), or the path of a folder or a zip of images."""
+    """`digits`, `digits-train`, `digits-test` (embedded); a folder or zip of images; an .npz; tar shards or parquet
+    files as a folder or a pattern such as `train-{000..099}.tar`; or `hf:OWNER/NAME[@CONFIG][:SPLIT]`."""
     resolution: int | None = None
     """Side in pixels, for a GAN a power of two from 8 to 1024; unset: that of the images, if all are square and of one
     size, which reads all headers at the start."""
     channels: int | None = None
     """1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha; unset: those of the first image."""
     labels: bool = True
-    """Use the labels, if the source has any (dataset.json, which wins, or class folders); off trains without
-    classes."""
+    """Use the labels, if the source has any (dataset.json, class folders, .cls files, an array or a column); off
+    trains without classes."""
     crop: Literal["center", "random", "resized", "whole"] = "center"
     """What is kept of the image: a central or random square; `resized`, a random rectangle of 8 to 100 % of its area
     (the Inception crop), and central in evaluation; or the `whole` of it, its sides made equal."""

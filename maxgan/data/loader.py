@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from maxgan.config import DataConfig, ImageFacts
-from maxgan.data.sources import ImageSource, open_source
+from maxgan.data.base import ImageSource
+from maxgan.data.sources import open_source
 from maxgan.data.transforms import cut, set_channels, to_array
 
 Batch = tuple[Tensor, Tensor]

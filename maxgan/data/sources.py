@@ -1,86 +1,31 @@
-"""Sources of images behind one small interface: embedded digits, a folder, a zip, an npz."""
+"""Sources of images behind one small interface: embedded digits, folders, zips, shards, arrays, Hugging Face."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import io
+import glob
 import itertools
 import os
 import zipfile
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from maxgan.data.arrays import array_names, read_array
-from maxgan.data.files import IMAGE_SUFFIXES, Folder, Store, Zip, find_labels, is_candidate, suffix
-from maxgan.data.transforms import normalize_mode
+from maxgan.data.arrays import Npz
+from maxgan.data.base import ImageSource, decode, picture_size, unreadable
+from maxgan.data.files import IMAGE_SUFFIXES, Folder, Store, StoreError, Zip, is_candidate, suffix
+from maxgan.data.huggingface import PREFIX, HuggingFace, one_split
+from maxgan.data.labels import find_labels, find_metadata
+from maxgan.data.shards import Shards, find_files, is_pattern
 
-OnError = Literal["raise", "skip"]
+OnError = Literal["raise", "skip", "later"]
 DIGITS = ("digits", "digits-train", "digits-test")
-_LOOKED_AT = 2000
-
-
-class ImageSource(ABC):
-    """A fixed, ordered set of pictures with or without labels; reading is safe from threads and worker processes."""
-
-    name: str
-    """The name or path it was opened by."""
-    labels: np.ndarray | None = None
-    """Class of each image, int64 `(N,)`; None without classes."""
-    class_names: tuple[str, ...] = ()
-    """One name a class; its length is the number of classes."""
-    origin: str = ""
-    """Where the labels were found; empty if there are none."""
-    skipped: tuple[str, ...] = ()
-    """Names of the files that were left out because they can't be read."""
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def read(self, index: int) -> Image.Image:
-        """One picture, upright, in mode L, LA, RGB or RGBA; raises ValueError naming a file that can't be read."""
-
-    @abstractmethod
-    def size(self, index: int) -> tuple[int, int]:
-        """Width and height of one picture as stored, without decoding it; raises ValueError as `read` does."""
-
-    @abstractmethod
-    def where(self, index: int) -> str:
-        """What to call one picture in a message."""
-
-    @abstractmethod
-    def _content(self) -> Iterator[bytes]:
-        """All bytes that the pictures are made of, and their names."""
-
-    def fingerprint(self) -> str:
-        """SHA-256 in hexadecimal of the pictures' bytes, their names, their order and their labels."""
-        sha = hashlib.sha256()
-        for part in self._content():
-            sha.update(len(part).to_bytes(8, "little"))
-            sha.update(part)
-        sha.update(b"none" if self.labels is None else self.labels.astype("<i8").tobytes())
-        return sha.hexdigest()
-
-    def describe(self) -> str:
-        """One line: number of images, sizes (of some), classes, where labels were found, files left out."""
-        looked_at = sorted(set(np.linspace(0, len(self) - 1, _LOOKED_AT, dtype=int).tolist()))
-        sizes = sorted({self.size(index) for index in looked_at}, key=lambda size: (size[0] * size[1], size))
-        text = " to ".join(f"{width} x {height}" for width, height in dict.fromkeys((sizes[0], sizes[-1])))
-        if len(looked_at) < len(self):
-            text = f"{len(looked_at):,} looked at: {text}"
-        line = f"{self.name}: {len(self):,} images ({text}), "
-        classes = len(self.class_names)
-        line += f"{classes:,} class{'es' if classes > 1 else ''} from {self.origin}" if classes else "no labels"
-        if self.skipped:
-            line += f"; left out {len(self.skipped)} that can't be read: {', '.join(self.skipped[:3])}"
-            line += ", ..." if len(self.skipped) > 3 else ""
-        return line
+MANY = (".tar", ".parquet")
+"""Those of files that together are one set."""
+MANY_TEXT = "a pattern of .tar or of .parquet files"
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 class Digits(ImageSource):
@@ -122,51 +67,6 @@ class Digits(ImageSource):
         yield self._pixels.tobytes()
 
 
-class Arrays(ImageSource):
-    """The images of an npz as ADM writes its samples: `arr_0` uint8 `(N, H, W, C)`, and `labels` or `arr_1` `(N,)`.
-
-    Arrays that lie in the file uncompressed, as `np.savez` writes them, are mapped and not held in memory. Pickled
-    objects are refused.
-    """
-
-    def __init__(self, name: str, path: str, labels: bool = True) -> None:
-        self.name = name
-        self._pixels = read_array(path, "arr_0")
-        if self._pixels.dtype != np.uint8 or self._pixels.ndim != 4 or self._pixels.shape[3] not in (1, 2, 3, 4):
-            raise ValueError(
-                f"{name} holds {self._pixels.dtype} {self._pixels.shape} where images uint8 (N, H, W, C) are needed: "
-                "write them as arr_0"
-            )
-        if not len(self._pixels):
-            raise ValueError(f"{name} contains no images: give an npz that does")
-        found = [key for key in ("labels", "arr_1") if labels and key in array_names(path)]
-        if found:
-            values = read_array(path, found[0])
-            if values.shape != (len(self),) or values.dtype.kind not in "iu" or not 0 <= values.min() <= values.max():
-                raise ValueError(f"{found[0]} of {name} must be {len(self)} whole numbers from 0, not {values.shape}")
-            self.labels = np.asarray(values, dtype=np.int64)
-            self.class_names = tuple(str(i) for i in range(int(values.max()) + 1))
-            self.origin = found[0]
-
-    def __len__(self) -> int:
-        return len(self._pixels)
-
-    def read(self, index: int) -> Image.Image:
-        pixels = np.ascontiguousarray(self._pixels[index])
-        return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-
-    def size(self, index: int) -> tuple[int, int]:
-        return self._pixels.shape[2], self._pixels.shape[1]
-
-    def where(self, index: int) -> str:
-        return f"{self.name}[{index}]"
-
-    def _content(self) -> Iterator[bytes]:
-        yield str(self._pixels.shape).encode()
-        for start in range(0, len(self._pixels), 256):
-            yield self._pixels[start : start + 256].tobytes()
-
-
 class ImageFiles(ImageSource):
     """The images among the files of a folder or a zip, in the order of their paths.
 
@@ -182,40 +82,37 @@ class ImageFiles(ImageSource):
         self._files = [file for file in names if is_candidate(file)]
         if not self._files:
             raise ValueError(f"{name} contains no images: give a folder or a zip that does")
-        readable = self._check_all() if on_error == "skip" else self._check_odd()
+        readable = self._check_all() if on_error == "skip" else self._check_odd(on_error == "raise")
         good_files = [file for file, good in zip(self._files, readable, strict=True) if good]
         self.skipped = tuple(file for file, good in zip(self._files, readable, strict=True) if not good)
         if not good_files:
             raise ValueError(f"{name} contains no image that can be read, first {self.skipped[0]}: repair the files")
+        # Damaged images count here, so that a class keeps its number whichever of its files are damaged.
+        images = [
+            file for file, good in zip(self._files, readable, strict=True) if good or suffix(file) in IMAGE_SUFFIXES
+        ]
+        metadata = find_metadata(store, names, images)
+        if metadata is not None and metadata.content.get("images") == len(good_files):
+            self.recorded_hash = metadata.content.get("content_sha256")
         if labels:
-            # Damaged images count here, so that a class keeps its number whichever of its files are damaged.
-            images = [
-                file for file, good in zip(self._files, readable, strict=True) if good or suffix(file) in IMAGE_SUFFIXES
-            ]
-            found = find_labels(store, names, images)
+            found = store.labels(images, metadata) if isinstance(store, Shards) else None
+            found = found or find_labels(store, names, images, metadata)
             if found.values is not None:
                 label_of = dict(zip(images, found.values.tolist(), strict=True))
                 self.labels = np.array([label_of[file] for file in good_files], dtype=np.int64)
                 self.class_names, self.origin = found.class_names, found.origin
         self._files = good_files
 
-    def _check_odd(self) -> list[bool]:
-        """Raise ValueError for the first file that neither has the suffix of an image nor is one."""
+    def _check_odd(self, strict: bool) -> list[bool]:
+        """Whether each file has the suffix of an image or is one; if strict, raise ValueError for the first other."""
+        readable = []
         for index, file in enumerate(self._files):
-            if suffix(file) not in IMAGE_SUFFIXES:
-                self.size(index)
-        return [True] * len(self._files)
+            readable.append(suffix(file) in IMAGE_SUFFIXES or _succeeds(self.size, index, strict))
+        return readable
 
     def _check_all(self) -> list[bool]:
-        def check(index: int) -> bool:
-            try:
-                self.read(index)
-            except ValueError:
-                return False
-            return True
-
         def check_some(start: int) -> list[bool]:  # a task for each of millions of files would take memory
-            return [check(index) for index in range(start, min(start + 64, len(self._files)))]
+            return [_succeeds(self.read, index) for index in range(start, min(start + 64, len(self._files)))]
 
         with ThreadPoolExecutor() as pool:  # the decoders let go of Python's lock
             return list(itertools.chain(*pool.map(check_some, range(0, len(self._files), 64))))
@@ -227,58 +124,101 @@ class ImageFiles(ImageSource):
         return f"{self._store.path}/{self._files[index]}"
 
     def size(self, index: int) -> tuple[int, int]:
-        return self._open(index, decode=False).size
-
-    def _content(self) -> Iterator[bytes]:
-        for file in self._files:
-            yield file.encode()
-            with self._store.open(file) as stream:
-                yield stream.read()
+        with self._open(index) as stream:
+            return picture_size(stream, self.where(index))
 
     def read(self, index: int) -> Image.Image:
-        return self._open(index, decode=True)
+        return decode(self._bytes(index), self.where(index))
 
-    def _open(self, index: int, decode: bool) -> Image.Image:
+    def _content(self) -> Iterator[bytes]:
+        for index, file in enumerate(self._files):
+            yield file.encode(errors="surrogateescape")
+            yield self._bytes(index)
+
+    def _bytes(self, index: int) -> bytes:
+        with self._open(index) as stream:
+            try:
+                return stream.read()
+            except Exception as error:  # zlib, zipfile and the system each have their own
+                raise unreadable(self.where(index), error) from error
+
+    def _open(self, index: int) -> BinaryIO:
         try:
-            with self._store.open(self._files[index]) as stream:
-                image: Image.Image = Image.open(io.BytesIO(stream.read()) if decode else stream)
-                limit = Image.MAX_IMAGE_PIXELS
-                if limit is not None and image.width * image.height > limit:  # PIL only warns, up to twice this
-                    raise ValueError(f"it has {image.width} x {image.height} pixels, more than {limit:,}")
-                if not decode:
-                    return image
-                image.load()
-        except Exception as error:  # damaged files make decoders raise nearly anything
-            problem = f"{self.where(index)} can't be read as an image ({error})"
-            raise ValueError(f"{problem}: repair or remove it, or set data.on_error=skip") from error
-        with contextlib.suppress(Exception):  # a damaged EXIF block is no reason to refuse good pixels
-            ImageOps.exif_transpose(image, in_place=True)
-        try:
-            return normalize_mode(image)
-        except ValueError as error:
-            raise ValueError(f"{self.where(index)}: {error}, or set data.on_error=skip") from error
+            return self._store.open(self._files[index])
+        except StoreError:
+            raise
+        except Exception as error:
+            raise unreadable(self.where(index), error) from error
 
 
 def open_source(name: str, labels: bool = True, on_error: OnError = "raise") -> ImageSource:
     """Open a set of images by name or path.
 
     Args:
-        name: `digits`, `digits-train`, `digits-test` (`./digits` is a folder), or the path of a folder, a zip or an
-            npz of images.
+        name: `digits`, `digits-train`, `digits-test` (`./digits` is a folder); the path of a folder, a zip, an npz, a
+            tar shard or a parquet file; a pattern of shards or parquet files, such as `train-{000..099}.tar` or
+            `data/train-*.parquet`, or a folder of nothing else; or `hf:OWNER/NAME[@CONFIG][:SPLIT]`, on the Hugging
+            Face Hub.
         labels: use labels where there are any.
-        on_error: `raise` at a file that can't be read, or `skip` it, which costs one read of all files now.
+        on_error: what to do with files that can't be read: `raise` when one is reached; `skip`, which reads all files
+            now; or `later`, which leaves out only what doesn't look like an image now, for a caller that catches the
+            ValueError of `read`.
 
-    Raises ValueError where there is no such set, where it has no images, and where labels and files don't match.
+    Raises ValueError where there is no such set, where it has no images, and where labels and images don't match.
     """
     if name in DIGITS:
         return Digits(name, labels)
+    if name.startswith(PREFIX):
+        return HuggingFace(name, labels=labels)
+    if "://" in name:
+        raise ValueError(
+            f"data.source {name} is an address: download it first, since images are read at random places, which would "
+            f"be a request each"
+        )
     path = os.path.expanduser(name)
+    if is_pattern(path):
+        return _open_many(name, path, find_files(path), labels, on_error)
+    kind = suffix(path)
     if os.path.isdir(path):
-        return ImageFiles(name, Folder(path), labels, on_error)
-    if path.lower().endswith(".npz") and os.path.isfile(path):
-        return Arrays(name, path, labels)
+        kind = _kind_of_folder(path)
+        if not kind:
+            return ImageFiles(name, Folder(path), labels, on_error)
+        return _open_many(name, path, find_files(f"{glob.escape(path)}/*{kind}"), labels, on_error)
+    if kind in MANY and os.path.exists(path):
+        return _open_many(name, path, [path], labels, on_error)
+    if kind == ".npz" and os.path.exists(path):
+        return Npz(name, path, labels)
     if zipfile.is_zipfile(path):
         return ImageFiles(name, Zip(path), labels, on_error)
-    problem = "is neither a folder nor a zip nor an npz" if os.path.exists(path) else "does not exist"
-    choices = f"{', '.join(DIGITS)}, or the path of a folder, a zip or an npz of images"
-    raise ValueError(f"data.source {name} {problem}: give {choices}")
+    if path.endswith(COMPRESSED):
+        raise ValueError(f"data.source {name} is compressed, so nothing in it can be found: unpack it to a .tar first")
+    problem = "is neither a folder nor a zip, npz, tar or parquet file" if os.path.exists(path) else "does not exist"
+    raise ValueError(f"data.source {name} {problem}: give {', '.join(DIGITS)}, or the path of one of those")
+
+
+def _kind_of_folder(path: str) -> str:
+    """The suffix of MANY that all files of a folder have, sidecars apart; empty if it is a folder of images."""
+    kinds = {"/" if entry.is_dir() else suffix(entry.name) for entry in os.scandir(path) if is_candidate(entry.name)}
+    return kinds.pop() if len(kinds) == 1 and kinds <= set(MANY) else ""
+
+
+def _open_many(name: str, path: str, files: list[str], labels: bool, on_error: OnError) -> ImageSource:
+    kinds = {suffix(file) for file in files}
+    if kinds == {".tar"}:
+        return ImageFiles(name, Shards(path, files), labels, on_error)
+    if kinds == {".parquet"}:
+        return HuggingFace(name, one_split(files, path), labels)
+    raise ValueError(f"data.source {name} stands for files that end in {', '.join(sorted(kinds))}: give {MANY_TEXT}")
+
+
+def _succeeds(read: Callable[[int], object], index: int, strict: bool = False) -> bool:
+    """Whether an image can be read; if strict, its error is raised. What damages the whole set always is."""
+    try:
+        read(index)
+    except StoreError:
+        raise
+    except ValueError:
+        if strict:
+            raise
+        return False
+    return True

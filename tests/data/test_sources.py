@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import zipfile
@@ -16,7 +17,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from maxgan.data import files
-from maxgan.data.sources import ImageSource, open_source
+from maxgan.data.base import ImageSource
+from maxgan.data.sources import open_source
 
 Make = Callable[..., Path]
 
@@ -126,6 +128,76 @@ def test_labels_that_do_not_match(folder: Make, zipped: Make, labels: object, me
         assert f"{path}/dataset.json" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["LOC_synset_mapping.txt", "synset_words.txt", "class_names.txt"])
+def test_class_folders_are_called_as_a_file_says(folder: Make, zipped: Make, name: str) -> None:
+    root = folder("n01/a.png", "n02/b.png", "n03/c.png")
+    text = "n02 crane, a bird\nn01 tench, Tinca tinca\nn09 not here\n\nn03 crane, a bird\n"
+    expected = ("tench, Tinca tinca", "crane, a bird (n02)", "crane, a bird (n03)")
+    (root / name).write_text(text)
+    for path in (root, zipped(root)):
+        source = open_source(str(path))
+        assert (source.class_names, source.origin) == (expected, "class folders")
+        assert source.labels is not None and source.labels.tolist() == [0, 1, 2]
+    os.rename(root / name, root.parent / name)
+    assert open_source(str(root)).class_names == expected
+    (root.parent / name).write_text("n01 tench\nn02\n")
+    with pytest.raises(ValueError, match=rf"{name} has no line for 2 of 3 class folders, the first being n02: add"):
+        open_source(str(root))
+
+
+def test_metadata_may_name_the_classes(folder: Make) -> None:
+    root = folder("a.png", "b.png")
+    metadata = {"labels": [["a.png", 2], ["b.png", 0]], "class_names": ["ant", "bee", "cat"]}
+    (root / "dataset.json").write_text(json.dumps(metadata))
+    assert open_source(str(root)).class_names == ("ant", "bee", "cat")
+    for names, message in ((["ant"], "has 1 class_names for 3 classes"), ("ant", "must be a list of names")):
+        (root / "dataset.json").write_text(json.dumps({**metadata, "class_names": names}))
+        with pytest.raises(ValueError, match=message):
+            open_source(str(root))
+
+
+def test_a_zip_that_changes_or_goes_under_way(folder: Make, zipped: Make) -> None:
+    root = folder("a.png", "b.png")
+    source = open_source(str(zipped(root)))
+    source.read(0)
+    (root / "c.png").write_bytes((root / "a.png").read_bytes())
+    zipped(root)
+    with pytest.raises(ValueError, match=r"images.zip was changed while it was in use"):
+        source.read(0)
+    os.remove(f"{root}.zip")
+    with pytest.raises(ValueError, match=r"images.zip can't be read \(No such file"):
+        source.read(0)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_damaged_jpeg_in_a_zip(tmp_path: Path, method: int) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(stream, "JPEG")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as file:
+        file.writestr("a.jpg", stream.getvalue())
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    content[500] ^= 0xFF
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"a.zip/a.jpg can't be read as an image \(.*\): repair or remove it"
+    ) as caught:
+        open_source(str(tmp_path / "a.zip")).read(0)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_zip_entry_that_lies_about_its_size(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.new("L", (8, 8)).save(stream, "PNG")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a.png", stream.getvalue() + bytes(1 << 22))
+    content = (tmp_path / "a.zip").read_bytes()
+    size = (len(stream.getvalue()) + (1 << 22)).to_bytes(4, "little")
+    assert content.count(size) == 2
+    (tmp_path / "a.zip").write_bytes(content.replace(size, (9).to_bytes(4, "little")))
+    with pytest.raises(ValueError, match=r"a.png can't be read as an image"):
+        open_source(str(tmp_path / "a.zip")).read(0)
+
+
 @pytest.mark.parametrize("content, message", [(b"{", "can't be read as JSON"), (b"[]", "must hold an object")])
 def test_metadata_that_is_none(folder: Make, content: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -179,7 +251,7 @@ def test_nothing_to_read(folder: Make, zipped: Make, tmp_path: Path) -> None:
     (root / "a.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"no image that can be read, first a\.png"):
         open_source(str(root), on_error="skip")
-    with pytest.raises(ValueError, match="is neither a folder nor a zip"):
+    with pytest.raises(ValueError, match="is neither a folder nor a zip, npz, tar or parquet file"):
         open_source(str(root / "a.png"))
     with pytest.raises(ValueError, match=r"data.source .*nowhere does not exist: give digits"):
         open_source(str(tmp_path / "nowhere"))
@@ -218,13 +290,13 @@ def test_links_are_followed_once(folder: Make) -> None:
     assert len(open_source(str(root))) == 2
 
 
-def test_zip_entries_that_point_outside_are_no_images(tmp_path: Path) -> None:
-    stream = io.BytesIO()
-    Image.new("L", (8, 8)).save(stream, "PNG")
+@pytest.mark.parametrize("name", ["../a.png", "/b.png", "c/../../d.png", "C:\\e.png", "..\\f.png"])
+def test_zip_entries_that_point_outside_are_refused(tmp_path: Path, name: str) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
-        for name in ("../a.png", "/b.png", "c/d.png"):
-            file.writestr(name, stream.getvalue())
-    assert len(open_source(str(tmp_path / "a.zip"))) == 1
+        file.writestr("good.png", b"")
+        file.writestr(name, b"")
+    with pytest.raises(ValueError, match="which leads out of its folder"):
+        open_source(str(tmp_path / "a.zip"))
 
 
 def test_a_zip_is_opened_anew_in_each_process(folder: Make, zipped: Make) -> None:

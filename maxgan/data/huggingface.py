@@ -1,0 +1,143 @@
+"""Hugging Face datasets: parquet files at hand, or by name from the Hub, by the optional library `datasets`.
+
+The library keeps the rows as Arrow files in its cache (HF_HOME) and maps them into memory, so that any row is one read
+and the stream of indices is the same as from any other source. Its streaming mode is not used: it mixes rows in a
+buffer, and going on from image N would need all rows before N again.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from maxgan.data.base import ImageSource, decode, picture_size
+from maxgan.data.files import StoreError
+from maxgan.data.labels import check_numbers, numbers
+
+PREFIX = "hf:"
+_OLDEST = 4
+"""Major version of `datasets` from which on a dataset can't bring code of its own."""
+_IMAGE_COLUMNS = ("image", "img", "images", "jpg", "png")
+_LABEL_COLUMNS = ("label", "labels", "cls", "class")
+
+
+class HuggingFace(ImageSource):
+    """The rows of a dataset, their images in one column and, if there are classes, their numbers in another.
+
+    Images are in the column of type Image (`image` if there are several) or of bytes that is called so; classes in the
+    first column of type ClassLabel (`label` if it is one), which also names them, or of integers that is called so.
+
+    Args:
+        name: what to call it; `hf:OWNER/NAME[@CONFIG][:SPLIT]` (the split being `train` if left out) unless `files`.
+        files: parquet files.
+        labels: use labels where there are any.
+
+    Raises ValueError where the library is missing, and StoreError where the dataset can't be used.
+    """
+
+    def __init__(self, name: str, files: list[str] | None = None, labels: bool = True) -> None:
+        self.name = name
+        rows = _load(name, files)
+        if not len(rows):
+            raise StoreError(f"{name} has no rows: give a dataset that does")
+        self._column = _image_column(name, rows.features)
+        if labels:
+            self._set_labels(rows)
+        from datasets import Image as ImageFeature
+
+        self._rows = rows.select_columns([self._column]).cast_column(self._column, ImageFeature(decode=False))
+
+    def _set_labels(self, rows: Any) -> None:
+        from datasets import ClassLabel
+
+        typed = [column for column, feature in rows.features.items() if isinstance(feature, ClassLabel)]
+        plain = [column for column in _LABEL_COLUMNS if "int" in str(getattr(rows.features.get(column), "dtype", ""))]
+        if not typed + plain:
+            return
+        column = next((column for column in _LABEL_COLUMNS if column in typed), (typed + plain)[0])
+        values = np.asarray(rows.with_format("arrow")[column][:].fill_null(-1))
+        self.labels = check_numbers(values, self.name, lambda i: f"row {i}")
+        if self.labels is None:
+            return
+        names = rows.features[column].names if typed else ()
+        if names and len(names) <= self.labels.max():
+            raise StoreError(f"{self.name} has {len(names)} class names, but a class {self.labels.max()}: mend it")
+        self.class_names = tuple(names) or numbers(self.labels)
+        self.origin = f"column {column}"
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def _content(self) -> Iterator[bytes]:
+        return map(self._bytes, range(len(self)))
+
+    def _bytes(self, index: int) -> bytes:
+        content = (self._rows[index][self._column] or {}).get("bytes")
+        if content is None:
+            raise ValueError(
+                f"{self.where(index)} holds no image, at most a path, which is not followed: embed the images, or "
+                f"set data.on_error=skip"
+            )
+        return content
+
+    def read(self, index: int) -> Image.Image:
+        return decode(self._bytes(index), self.where(index))
+
+    def size(self, index: int) -> tuple[int, int]:
+        return picture_size(io.BytesIO(self._bytes(index)), self.where(index))
+
+    def where(self, index: int) -> str:
+        return f"{self.name}[{index}]"
+
+
+def _load(name: str, files: list[str] | None) -> Any:
+    """The rows, on disk; raises ValueError in one sentence for whatever goes wrong."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(f"data.source {name} needs the library datasets: pip install 'maxgan[huggingface]'") from error
+    if int(datasets.__version__.split(".")[0]) < _OLDEST:
+        raise ValueError(
+            f"data.source {name} needs datasets {_OLDEST} or newer, not {datasets.__version__}, which would run code "
+            f"that comes with a dataset: pip install -U datasets"
+        )
+    try:
+        if files is not None:
+            return datasets.load_dataset("parquet", data_files=files, split="train")
+        rest, _, split = name.removeprefix(PREFIX).partition(":")
+        repository, _, config = rest.partition("@")
+        return datasets.load_dataset(repository, config or None, split=split or "train")
+    except Exception as error:  # the library raises errors of its own, of pyarrow and of the network
+        problem = " ".join(str(error).split())[:300]
+        hint = "check the files" if files is not None else "give hf:OWNER/NAME[@CONFIG][:SPLIT], and see the network"
+        raise StoreError(f"data.source {name} can't be opened ({type(error).__name__}: {problem}): {hint}") from error
+
+
+def _image_column(name: str, features: Any) -> str:
+    from datasets import Image as ImageFeature
+
+    typed = [column for column, feature in features.items() if isinstance(feature, ImageFeature)]
+    if len(typed) == 1:
+        return typed[0]
+    # Files from other writers have bytes without a type.
+    found = [column for column in _IMAGE_COLUMNS if column in (typed or features)]
+    if not found:
+        text = ", ".join(list(features)[:8])
+        raise StoreError(f"{name} has no single column of images among {text}: name it {_IMAGE_COLUMNS[0]}")
+    feature = features[found[0]]
+    if not typed and "binary" not in str(getattr(feature, "dtype", feature)) and "bytes" not in str(feature):
+        raise StoreError(f"{name}: column {found[0]} holds {feature}, and not the bytes of image files: convert it")
+    return found[0]
+
+
+def one_split(files: list[str], where: str) -> list[str]:
+    """The parquet files of a folder; raises StoreError where their names tell that they are of several splits."""
+    splits = sorted({Path(file).name.split(".")[0].split("-")[0] for file in files})
+    if len(splits) > 1:
+        raise StoreError(f"{where} holds {', '.join(splits[:4])}: name one by a pattern such as {where}/{splits[0]}*")
+    return files
