@@ -97,6 +97,51 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class PackConfig:
+    """Decode, cut and resize images once: `python -m maxgan.data pack SOURCE DEST --resolution 128`.
+
+    The same command again goes on where one was stopped.
+    """
+
+    source: str
+    """The images, as data.source names them."""
+    dest: str
+    """A file that ends in .zip (StyleGAN's layout), or a folder of tar shards (WebDataset's)."""
+    resolution: int
+    """Side in pixels."""
+    channels: int | None = None
+    """1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha; unset: those of the first image."""
+    crop: Literal["center", "whole"] = "center"
+    """Keep a central square, or the `whole` image, its sides made equal."""
+    crop_fraction: float = 1.0
+    """Side of a central square as a fraction of the shorter side, in (0, 1]."""
+    labels: bool = True
+    """Keep the labels, if the source has any."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """What to do with a file that can't be read: stop and name it, or leave it out and report it."""
+    compression: int = 0
+    """Of the PNGs, 0 to 9: 0 decodes in less than half of the time, 1 takes about half of the space."""
+    shard_images: int = 2048
+    """Images in a tar shard, and in each of the parts that a pack is made of and a killed one keeps."""
+    workers: int | None = None
+    """Decoding processes; unset: one for each core."""
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("resolution", 8, 1 << 14),
+            ("channels", 1, 4),
+            ("compression", 0, 9),
+            ("shard_images", 1, 1 << 20),
+            ("workers", 0, 1 << 10),
+        ):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise ValueError(f"{name} must be from {least} to {most}, not {value}")
+        if not 0 < self.crop_fraction <= 1:
+            raise ValueError(f"crop_fraction must be in (0, 1], not {self.crop_fraction}")
+
+
+@dataclass(frozen=True)
 class GeneratorConfig:
     """The MaxViT-GAN generator."""
 

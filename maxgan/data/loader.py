@@ -147,11 +147,13 @@ def _batch(dataset: ImageDataset, indices: Sequence[int], images: list[np.ndarra
     return torch.from_numpy(np.stack(images)), labels
 
 
-def _keep(batch: Any) -> Any:
+def keep(batch: Any) -> Any:
+    """Collate nothing: what a worker makes is what it gives."""
     return batch
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
+    """Prepare a decoding process."""
     # Ctrl-C reaches every process of the terminal: the training process decides what to do, and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -213,9 +215,9 @@ def _batches(stream: _Stream, positions: Iterator[range], workers: int) -> Itera
                 sampler=positions,  # an index is a range: a worker makes a whole batch
                 num_workers=workers,
                 prefetch_factor=4,
-                collate_fn=_keep,
+                collate_fn=keep,
                 pin_memory=torch.cuda.is_available(),
-                worker_init_fn=_start_worker,
+                worker_init_fn=start_worker,
                 generator=torch.Generator(),  # else it would draw from the global one, and only with workers
             )
         )
