@@ -60,7 +60,8 @@ def pack(config: PackConfig) -> Packed:
     """Make config.dest; go on where a killed pack of the same settings was stopped; do nothing if it is there.
 
     Until it is whole, the parts lie in a folder `<dest>.parts` beside it. `dataset.json`, in the zip or beside the
-    shards, holds the labels (shards have them as `.cls` files), class names, settings, content hash, and what was skipped.
+    shards, holds the labels (which shards have as `.cls` files), class names, settings, content hash, and what was
+    skipped.
 
     Raises:
         ValueError: if config.dest is something else, or was begun with other settings; for an image that can't be read

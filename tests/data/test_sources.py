@@ -185,6 +185,33 @@ def test_a_damaged_jpeg_in_a_zip(tmp_path: Path, method: int) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_an_image_of_the_wrong_mode_in_a_zip(folder: Make, zipped: Make) -> None:
+    root = folder("a.png")
+    Image.new("F", (8, 8)).save(root / "b.tif")
+    archive = zipped(root)
+    with pytest.raises(ValueError, match=r"images.zip/b.tif: images of mode F have no fixed scale .*, or set") as e:
+        open_source(str(archive)).read(1)
+    assert "\n" not in str(e.value)
+    assert open_source(str(archive), on_error="skip").skipped == ("b.tif",)
+
+
+def test_metadata_too_large_to_be_true(folder: Make, zipped: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = zipped(folder("a.png", labels=[["a.png", 0]] * 1000))
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"dataset.json can't be read as JSON \(it unpacks to [\d,]+ bytes"):
+        open_source(str(archive))
+
+
+def test_a_damaged_zip(folder: Make, zipped: Make) -> None:
+    archive = zipped(folder("a.png"))
+    content = bytearray(archive.read_bytes())
+    start = content.index(b"PK\x01\x02")
+    content[start : start + 4] = b"junk"
+    archive.write_bytes(content)
+    with pytest.raises(ValueError, match=r"images.zip can't be read as a zip \(.*\): copy or make it anew"):
+        open_source(str(archive))
+
+
 def test_a_zip_entry_that_lies_about_its_size(tmp_path: Path) -> None:
     stream = io.BytesIO()
     Image.new("L", (8, 8)).save(stream, "PNG")
