@@ -91,9 +91,15 @@ class ImageFiles(ImageSource):
         images = [
             file for file, good in zip(self._files, readable, strict=True) if good or suffix(file) in IMAGE_SUFFIXES
         ]
-        metadata = find_metadata(store, names, images)
+        try:
+            metadata = find_metadata(store, names, images)
+        except ValueError:
+            if labels:
+                raise
+            metadata = None  # it is said not to matter
         if metadata is not None and metadata.content.get("images") == len(good_files):
-            self.recorded_hash = metadata.content.get("content_sha256")
+            recorded = metadata.content.get("content_sha256")
+            self.recorded_hash = recorded if isinstance(recorded, str) else None
         if labels:
             found = store.labels(images, metadata) if isinstance(store, Shards) else None
             found = found or find_labels(store, names, images, metadata)

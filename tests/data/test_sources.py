@@ -227,8 +227,10 @@ def test_a_zip_entry_that_lies_about_its_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content, message", [(b"{", "can't be read as JSON"), (b"[]", "must hold an object")])
 def test_metadata_that_is_none(folder: Make, content: bytes, message: str) -> None:
+    root = folder("a.png", dataset_json=content)
     with pytest.raises(ValueError, match=message):
-        open_source(str(folder("a.png", dataset_json=content)))
+        open_source(str(root))
+    assert len(open_source(str(root), labels=False)) == 1
 
 
 def test_sidecars_and_hidden_files_are_passed_over(folder: Make, zipped: Make) -> None:
