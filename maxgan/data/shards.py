@@ -140,6 +140,10 @@ def _read_index(shard: str) -> tuple[list[_Member], dict[str, int]]:
                 if not re.fullmatch(rb"\d{1,9}", text):
                     raise StoreError(f"{shard}: {name} must hold the number of a class, not {text!r}")
                 classes[_key(name)] = int(text)
+            # tarfile takes a shard that was cut off within a header for one that ends there.
+            archive.fileobj.seek(archive.offset)
+            if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("it is cut off: its end mark is missing")
     except (tarfile.TarError, OSError) as error:
         raise StoreError(f"{shard} can't be read as a tar file ({error}): copy or make it anew") from error
     return members, classes

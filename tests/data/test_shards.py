@@ -196,7 +196,7 @@ def test_braces_against_braceexpand(tmp_path: Path) -> None:
     assert find_files(pattern) == expected
 
 
-@pytest.mark.parametrize("cut", [700, 100])
+@pytest.mark.parametrize("cut", [0, 100, 511, 512, 700, 1023, 1024, 1100, 1536, 1537, 2048, 2500])
 def test_truncated_shards(shards: Path, cut: int) -> None:
     path = shards / "train-001.tar"
     path.write_bytes(path.read_bytes()[:cut])
