@@ -19,6 +19,7 @@ from maxgan.config import (
     GanConfig,
     GeneratorConfig,
     OptimConfig,
+    PackConfig,
     SampleConfig,
     TrainingConfig,
 )
@@ -26,7 +27,7 @@ from maxgan.config import (
 CONFIGS: list[type[Any]] = [GanConfig, ClassifierConfig, SampleConfig, EvaluateConfig]
 
 
-@pytest.mark.parametrize("config_class", CONFIGS)
+@pytest.mark.parametrize("config_class", [*CONFIGS, PackConfig])
 def test_no_argument_gives_the_defaults(config_class: type[Any]) -> None:
     assert parse(config_class, []) == (config_class(), None)
 
