@@ -126,3 +126,10 @@ def test_the_library_is_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"needs the library datasets: pip install 'maxgan\[huggingface\]'"):
         open_source("hf:a/b")
+
+
+def test_a_fingerprint_changes_with_rows_and_labels(parquet: Path) -> None:
+    first = open_source(str(parquet)).fingerprint()
+    assert open_source(f"{parquet}/train-*.parquet").fingerprint() == first
+    assert open_source(str(parquet), labels=False).fingerprint() != first
+    assert open_source(f"{parquet}/train-{{00001,00000}}-of-00002.parquet").fingerprint() != first

@@ -239,3 +239,21 @@ def test_compressed_shards(tmp_path: Path) -> None:
     os.rename(tmp_path / "a.tar.gz", tmp_path / "a.tar")
     with pytest.raises(ValueError, match="can't be read as a tar file"):
         open_source(str(tmp_path / "a.tar"))
+
+
+def test_a_fingerprint_is_of_the_files_and_not_of_the_shards_they_are_in(tmp_path: Path) -> None:
+    files = {f"{i}.png": png(i) for i in range(4)}
+    classes = {f"{i}.cls": b"%d" % (i % 2) for i in range(4)}
+    one = open_source(str(write(tmp_path / "one.tar", files | classes)))
+    for i in range(2):
+        names = [f"{j}.{ending}" for j in (2 * i, 2 * i + 1) for ending in ("png", "cls")]
+        write(tmp_path / "two" / f"{i}.tar", {name: (files | classes)[name] for name in names})
+    assert open_source(str(tmp_path / "two")).fingerprint() == one.fingerprint()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    unlabelled = open_source(str(tmp_path / "two"), labels=False).fingerprint()
+    assert unlabelled == open_source(str(folder)).fingerprint() != one.fingerprint()
+    other = write(tmp_path / "other.tar", files | classes | {"3.png": png(7)})
+    assert open_source(str(other)).fingerprint() != one.fingerprint()
