@@ -18,8 +18,9 @@ from torch import Tensor, nn
 import evaluate
 import sample
 from maxgan.checkpoint import export_model
-from maxgan.config import DataConfig, ScoreConfig
+from maxgan.config import DataConfig, PackConfig, ScoreConfig
 from maxgan.data.loader import ImageDataset, evaluation_batches
+from maxgan.data.pack import pack
 from maxgan.evaluation import evaluate as evaluation
 from maxgan.evaluation.comparison import Scores
 from maxgan.evaluation.evaluate import Scorer, make_scorer, matched_labels
@@ -334,13 +335,15 @@ def test_a_protocol_without_quantisation_shows_the_extractor_what_was_generated(
         assert seen[-1] == (torch.uint8 if quantisation == "uint8" else torch.float32)
 
 
-def test_images_in_an_npz_score_as_the_same_in_a_zip(tmp_path: Path) -> None:
+def test_images_in_an_npz_or_in_shards_score_as_the_same_in_a_zip(tmp_path: Path) -> None:
     archive, arrays = digits_zip(tmp_path / "a.zip"), digits_zip(tmp_path / "a.npz")
     settings = {"metrics": ("frechet", "accuracy")}
-    one, two = (digits_scorer(**settings).score_images(source) for source in (archive, arrays))
-    assert one.metrics == two.metrics
+    shards = str(tmp_path / "shards")
+    pack(PackConfig(source=archive, dest=shards, resolution=16, shard_images=40, workers=0))
+    one, two, three = (digits_scorer(**settings).score_images(source) for source in (archive, arrays, shards))
+    assert one.metrics == two.metrics == three.metrics
     assert one.metrics["accuracy"] > 0.9
-    assert digits_scorer(reference=arrays, **settings).real.count == 100
+    assert all(digits_scorer(reference=source, **settings).real.count == 100 for source in (arrays, shards))
 
 
 def test_sample_scores_what_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
