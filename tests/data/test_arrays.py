@@ -142,6 +142,34 @@ def test_damaged_and_changed_files(tmp_path: Path) -> None:
         open_source(str(path))
 
 
+@pytest.mark.parametrize("labels", ["labels", "arr_1"])
+def test_images_of_an_npz(tmp_path: Path, labels: str) -> None:
+    np.savez(tmp_path / "a.npz", arr_0=PIXELS, **{labels: np.arange(6) % 3})
+    source = open_source(str(tmp_path / "a.npz"))
+    assert (len(source), source.size(3), source.class_names) == (6, (8, 10), ("0", "1", "2"))
+    np.testing.assert_array_equal(np.asarray(source.read(3)), PIXELS[3])
+    np.testing.assert_array_equal(source.labels, np.arange(6) % 3)
+    assert open_source(str(tmp_path / "a.npz"), labels=False).labels is None
+    np.savez(tmp_path / "grey.npz", arr_0=PIXELS[..., :1])
+    assert open_source(str(tmp_path / "grey.npz")).read(0).mode == "L"
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"arr_0": PIXELS.astype(np.float32)}, "must hold uint8 in C order, not float32"),
+        ({"arr_0": PIXELS[0, 0]}, "must have the shape N x H x W x C"),
+        ({"arr_0": PIXELS[:0]}, "must have the shape N x H x W x C"),
+        ({"arr_0": PIXELS, "labels": np.arange(5)}, "must hold 6 whole numbers"),
+        ({"arr_0": PIXELS, "labels": np.arange(6) - 1}, "has no label for 1 of 6 images"),
+    ],
+)
+def test_mistakes_in_an_npz_are_named(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        open_source(str(tmp_path / "a.npz"))
+
+
 def test_a_fingerprint_changes_with_content_order_names_and_labels(
     tmp_path: Path, folder: Callable[..., Path], zipped: Callable[[Path], Path]
 ) -> None:
