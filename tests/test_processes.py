@@ -121,9 +121,10 @@ def test_the_same_features_have_the_same_scores_on_any_number_of_processes(tmp_p
         )
         run([*launch, "scores.json", str(batch_size)], tmp_path)
         found.append(json.loads((tmp_path / "scores.json").read_text())["metrics"])
-    assert len(found[0]) == 18
+    assert len(found[0]) == 17
     for other in found[1:]:
-        assert other == pytest.approx(found[0], rel=1e-10)
+        # A Fréchet distance is a small difference of traces, whose sums are of another order: 8e-10 was seen.
+        assert other == pytest.approx(found[0], rel=1e-8)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
