@@ -13,16 +13,17 @@ from maxgan.runtime import start
 
 start(threads=1, cpu=True)
 faults = []
-for _ in range(5):
+for _ in range(40):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(1 << 24)
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(faults[-1])
+print(sum(count >= 32 for count in faults))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is told to keep memory")
 def test_large_tensors_take_memory_that_the_process_has() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
-    # 64 MB anew would be 16,384 pages, or 32 huge ones.
-    assert int(done.stdout) < 32
+    # 64 MB anew are 16,384 pages, or 32 huge ones: each of the 40 times without our settings, with them only until the
+    # heap has settled, which takes two to four, by what else the process has allocated.
+    assert int(done.stdout) < 10

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import zipfile
@@ -102,7 +101,7 @@ def _called(store: Store, present: set[str], shared: list[str], folders: tuple[s
         return folders
     place, name = found[0]
     with place.open(name) as stream:
-        lines = io.TextIOWrapper(stream, "utf-8", errors="replace").read().splitlines()
+        lines = stream.read().decode("utf-8", errors="replace").splitlines()
     called = {folder: text.strip() for folder, _, text in (line.strip().partition(" ") for line in lines)}
     missing = [folder for folder in folders if not called.get(folder)]
     if missing:
