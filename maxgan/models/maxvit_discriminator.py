@@ -13,6 +13,7 @@ from maxgan.models.block import MaxViTBlock
 from maxgan.models.discriminator import LAST_SIDE, Discriminator
 from maxgan.models.stages import stage_depths, stage_widths, stage_windows
 from maxgan.nn.activation import make_gelu
+from maxgan.nn.mbconv import SameConv2d
 from maxgan.nn.norm import LayerNorm2d
 
 SECTION = "maxvit_discriminator"
@@ -74,6 +75,9 @@ class MaxViTDiscriminator(Discriminator):
         self.gelu = make_gelu("tanh")
         self.make_head(widths[-1])
         self.apply(initialise)
+        for module in self.modules():
+            if isinstance(module, SameConv2d):
+                module.penalised = True
 
     def _block(self, inputs: int, outputs: int, window: int, first: bool) -> MaxViTBlock:
         config = self.config

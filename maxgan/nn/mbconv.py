@@ -9,6 +9,7 @@ from torchvision.ops import StochasticDepth
 
 from maxgan.config import GeluForm, Padding, Shortcut
 from maxgan.nn.activation import make_gelu
+from maxgan.nn.depthwise import grouped_conv2d
 from maxgan.nn.fuse import fold_after, fold_before
 from maxgan.nn.norm import make_norm
 
@@ -23,18 +24,28 @@ def same_padding(x: Tensor, kernel: int, stride: int) -> Tensor:
 
 
 class SameConv2d(nn.Conv2d):
-    """Conv2d with TensorFlow's "SAME" padding; at stride 1 and odd kernels it is the usual symmetric padding."""
+    """Conv2d with TensorFlow's "SAME" padding; at stride 1 and odd kernels it is the usual symmetric padding.
+
+    Attributes:
+        penalised: the second derivative will be wanted, as by a gradient penalty; set it where there are groups.
+    """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, bias: bool = True):
         symmetric = stride == 1 and kernel % 2 == 1
         super().__init__(inputs, outputs, kernel, stride, kernel // 2 if symmetric else 0, groups=groups, bias=bias)
         self.symmetric = symmetric
         self.even_weight: Tensor | None = None
+        self.penalised = False
 
     def forward(self, x: Tensor) -> Tensor:
         if self.even_weight is not None and x.shape[2] % 2 == x.shape[3] % 2 == 0:
             return F.conv2d(x, self.even_weight, self.bias, self.stride, 1, groups=self.groups)
-        return super().forward(x if self.symmetric else same_padding(x, self.kernel_size[0], self.stride[0]))
+        if not self.symmetric:
+            x = same_padding(x, self.kernel_size[0], self.stride[0])
+        if not self.penalised:
+            return super().forward(x)
+        assert self.bias is None and isinstance(self.padding, tuple)
+        return grouped_conv2d(x, self.weight, self.stride, self.padding, self.groups)
 
     def fuse(self) -> None:
         """On a CPU, let a 3x3 kernel at stride 2 spare the padded copy of even maps.

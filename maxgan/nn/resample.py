@@ -19,8 +19,7 @@ class _Blur(torch.autograd.Function):
     """The strided blur as the linear map it is: its derivative is its transpose, whose derivative is the blur again.
 
     Left to autograd, the second derivative of a convolution with groups runs group by group, and computes gradients of
-    the
-    constant kernel: half the time of an R1 step of the discriminator on a CPU.
+    the constant kernel: half the time of an R1 step of the discriminator on a CPU.
     """
 
     @staticmethod
