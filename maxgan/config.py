@@ -166,14 +166,28 @@ class GeneratorConfig:
     """Channels of one attention head."""
     order: str = "GA-BA-C"
     """Parts of a block in their order: C convolution (MBConv), BA block attention, GA grid attention."""
-    norm: Norm = "layer"
-    """Normalisation: `batch` (ghost batches with norm_group) or `layer`."""
+    orders: tuple[str, ...] | None = None
+    """Order of the blocks of each stage, in place of `order`; `C` alone leaves attention out at a resolution."""
+    conditioning: Literal["cross_attention", "modulation"] = "cross_attention"
+    """How every stage sees the latent: its pixels attend to the latent tokens, or their mean scales and shifts the
+    channels."""
+    norm: Norm | Literal["none"] = "layer"
+    """Normalisation: `batch` (ghost batches with norm_group), `layer`, or `none`, which needs zero_init."""
+    zero_init: bool = False
+    """Start every residual branch at zero, so that a stage begins as the identity."""
     norm_group: int | None = None
     """Images a batch statistic is taken over (ghost BatchNorm); unset: all that a process holds at once."""
     latent_tokens: int = 16
     """Number of latent tokens that every stage attends to."""
     positions: bool = False
     """Add a learned absolute position to the first map and at the start of every stage."""
+
+    def __post_init__(self) -> None:
+        if self.norm == "none" and not self.zero_init:
+            raise ValueError(
+                "generator.norm none needs generator.zero_init true: each residual branch would else add its scale to "
+                "a map that nothing brings back"
+            )
 
 
 @dataclass(frozen=True)

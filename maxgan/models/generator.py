@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from maxgan.config import GeneratorConfig, check_gan_resolution
-from maxgan.models.block import MaxViTBlock
+from maxgan.models.block import AttentionLayer, MaxViTBlock
 from maxgan.models.latent import LatentGenerator
-from maxgan.models.stages import stage_depths, stage_widths, stage_windows
+from maxgan.models.stages import stage_depths, stage_orders, stage_widths, stage_windows
 from maxgan.nn.attention import CrossAttention, to_map, to_tokens
 from maxgan.nn.fuse import absorb
+from maxgan.nn.mbconv import MBConv
+from maxgan.nn.modulation import Modulation
 from maxgan.nn.norm import make_norm
 from maxgan.nn.resample import PixelShuffleUp
 
@@ -38,7 +40,7 @@ def generator_widths(config: GeneratorConfig, stages: int) -> tuple[int, ...]:
 
 
 class Stage(nn.Module):
-    """One resolution of the generator: position (option), cross-attention to the latent tokens, MaxViT blocks.
+    """One resolution of the generator: position (option), the latent tokens, MaxViT blocks.
 
     Args:
         channels: width C.
@@ -46,23 +48,38 @@ class Stage(nn.Module):
         side: side of the map in pixels.
         window: side of the attention windows and grids.
         depth: number of MaxViT blocks.
+        order: of their parts.
         config: the generator's settings.
+
+    Attributes:
+        cross_attention: how the map sees the tokens; the modulation, if that is asked for.
     """
 
     def __init__(
-        self, channels: int, token_channels: int, side: int, window: int, depth: int, config: GeneratorConfig
+        self,
+        channels: int,
+        token_channels: int,
+        side: int,
+        window: int,
+        depth: int,
+        order: str,
+        config: GeneratorConfig,
     ) -> None:
         super().__init__()
         self.position = nn.Parameter(torch.zeros(1, channels, side, side)) if config.positions else None
         self.cross_norm = make_norm(config.norm, channels, config.norm_group)
-        self.cross_attention = CrossAttention(channels, token_channels, config.head_dim)
+        self.cross_attention = (
+            CrossAttention(channels, token_channels, config.head_dim)
+            if config.conditioning == "cross_attention"
+            else Modulation(channels, token_channels)
+        )
         self.blocks = nn.Sequential(
             *(
                 MaxViTBlock(
                     channels,
                     channels,
                     window,
-                    config.order,
+                    order,
                     head_dim=config.head_dim,
                     conv_norm=config.norm,
                     attention_norm=config.norm,
@@ -81,7 +98,8 @@ class Stage(nn.Module):
 
     def fuse(self) -> None:
         """Fold the norm into the queries, where it is a BatchNorm."""
-        self.cross_norm, self.cross_attention.q = absorb(self.cross_norm, self.cross_attention.q)
+        if isinstance(self.cross_attention, CrossAttention):
+            self.cross_norm, self.cross_attention.q = absorb(self.cross_norm, self.cross_attention.q)
 
 
 class MaxViTGenerator(LatentGenerator):
@@ -143,15 +161,31 @@ class MaxViTGenerator(LatentGenerator):
         widths = generator_widths(config, len(sides))
         depths = stage_depths("generator", len(sides), config.depth, config.depths)
         windows = stage_windows("generator", sides, config.window_size, config.window_sizes)
+        orders = stage_orders("generator", len(sides), config.order, config.orders)
         self.add_latent_layers(widths[0], base)
         self.stages = nn.ModuleList(
-            Stage(width, widths[0], side, window, depth, config)
-            for width, side, window, depth in zip(widths, sides, windows, depths, strict=True)
+            Stage(width, widths[0], side, window, depth, order, config)
+            for width, side, window, depth, order in zip(widths, sides, windows, depths, orders, strict=True)
         )
         self.ups = nn.ModuleList(PixelShuffleUp(a, b) for a, b in pairwise(widths))
         self.out_norm = make_norm(config.norm, widths[-1], config.norm_group)
         self.out = nn.Conv2d(widths[-1], channels, 1)
         self.draw_weights()
+        if config.zero_init:
+            self.start_at_identity()
+
+    def start_at_identity(self) -> None:
+        """Set the last layer of every residual branch to zero."""
+        for module in self.modules():
+            branches: tuple[Any, ...] = ()
+            if isinstance(module, Stage):
+                branches = (module.cross_attention.out,)
+            elif isinstance(module, MBConv):
+                branches = (module.project,)
+            elif isinstance(module, AttentionLayer):
+                branches = (module.attention.out, module.ffn[2])
+            for last in branches:
+                nn.init.zeros_(last.weight)
 
     @classmethod
     def from_resolution(cls, resolution: int, channels: int = 3, num_classes: int = 0, **settings: Any) -> Self:

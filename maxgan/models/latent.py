@@ -46,10 +46,15 @@ class LatentGenerator(Network):
 
     def draw_weights(self, cut: float = 2.0) -> None:
         """Draw kernels and the tokens' position from a normal of deviation 0.02 (HiT; the official MaxViT has the same
-        scale), truncated at -cut and cut; class embeddings from N(0, 1); biases are zero."""
+        scale), truncated at -cut and cut; class embeddings from N(0, 1); biases are zero.
+
+        Without norms nothing would make up for so small a scale: the deviation is then 1 / sqrt(inputs of a number).
+        """
+        plain = self.config.norm == "none"
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.trunc_normal_(module.weight, std=0.02, a=-cut, b=cut)
+                inputs = module.weight[0].numel()
+                nn.init.trunc_normal_(module.weight, std=inputs**-0.5 if plain else 0.02, a=-cut, b=cut)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.token_position, std=0.02, a=-cut, b=cut)

@@ -1,4 +1,4 @@
-"""Widths, depths and windows of the stages of a network: by a rule, or as the settings give them.
+"""Widths, depths, orders and windows of the stages of a network: by a rule, or as the settings give them.
 
 `section` is the part of the config that an error names, such as `generator`.
 """
@@ -43,6 +43,18 @@ def stage_depths(section: str, stages: int, depth: int, depths: tuple[int, ...] 
     return depths
 
 
+def stage_orders(section: str, stages: int, order: str, orders: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the order of the blocks of every stage: `orders`, or `order` in all.
+
+    Raises:
+        ValueError: if `orders` has another length than there are stages.
+    """
+    if orders is None:
+        return (order,) * stages
+    _check_length(f"{section}.orders", orders, stages)
+    return orders
+
+
 def stage_windows(
     section: str, sides: Sequence[int], window_size: int, window_sizes: tuple[int, ...] | None
 ) -> tuple[int, ...]:
@@ -65,6 +77,6 @@ def stage_windows(
     return windows
 
 
-def _check_length(setting: str, values: tuple[int, ...], stages: int) -> None:
+def _check_length(setting: str, values: tuple[int, ...] | tuple[str, ...], stages: int) -> None:
     if len(values) != stages:
         raise ValueError(f"{setting} {values} has {len(values)} entries, but there are {stages} stages")

@@ -93,7 +93,7 @@ class MBConv(nn.Module):
         inputs: input channels.
         outputs: output channels.
         stride: 1, or 2 to halve the map (in the depthwise convolution; the shortcut is mean-pooled).
-        norm: name of the norm.
+        norm: name of the norm; without one the convolutions that it follows have a bias.
         norm_group: images per batch statistic.
         drop_path: stochastic depth of the residual branch.
         expansion: hidden channels as a multiple of `outputs`.
@@ -120,12 +120,13 @@ class MBConv(nn.Module):
     ) -> None:
         super().__init__()
         hidden = expansion * outputs
+        bias = norm == "none"
         overlapping = stride == 2 and shortcut == "pool3"
         self.gelu = make_gelu(gelu)
         self.pre_norm = make_norm(norm, inputs, norm_group)
-        self.expand = nn.Conv2d(inputs, hidden, 1, bias=False)
+        self.expand = nn.Conv2d(inputs, hidden, 1, bias=bias)
         self.expand_norm = make_norm(norm, hidden, norm_group)
-        self.depthwise = padded_conv(hidden, hidden, 3, stride, groups=hidden, bias=False, padding=padding)
+        self.depthwise = padded_conv(hidden, hidden, 3, stride, groups=hidden, bias=bias, padding=padding)
         self.depthwise_norm = make_norm(norm, hidden, norm_group)
         self.se = SqueezeExcitation(hidden, max(1, int(se_ratio * outputs)))
         self.project = nn.Conv2d(hidden, outputs, 1)

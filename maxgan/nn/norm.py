@@ -74,19 +74,19 @@ def make_norm(name: str, channels: int, group: int | None = None) -> nn.Module:
     """Return the norm called `name` for `(N, C, H, W)` maps.
 
     Args:
-        name: `batch` or `layer`.
+        name: `batch`, `layer`, or `none`, which leaves maps as they are.
         channels: C.
         group: images per batch statistic (ghost BatchNorm); None takes all that are there.
 
     Raises:
-        ValueError: for another name, a group below 2, or a group with `layer`.
+        ValueError: for another name, a group below 2, or a group without `batch`.
     """
-    if name == "layer":
+    if name in ("layer", "none"):
         if group is not None:
-            raise ValueError("norm_group is for norm: batch; LayerNorm has no batch statistics")
-        return LayerNorm2d(channels)
+            raise ValueError(f"norm_group is for norm: batch; norm: {name} has no batch statistics")
+        return LayerNorm2d(channels) if name == "layer" else nn.Identity()
     if name != "batch":
-        raise ValueError(f"norm must be batch or layer, not {name!r}")
+        raise ValueError(f"norm must be batch, layer or none, not {name!r}")
     if group is None:
         return nn.BatchNorm2d(channels, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)
     if group < 2:

@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from maxgan.config import GeneratorConfig
 from maxgan.models import MaxViTGenerator, ResidualDiscriminator
 from maxgan.models.generator import generator_widths
 from maxgan.nn.attention import RelativeAttention
-from maxgan.nn.norm import GhostBatchNorm2d
+from maxgan.nn.mbconv import MBConv
+from maxgan.nn.modulation import Modulation
+from maxgan.nn.norm import GhostBatchNorm2d, LayerNorm2d
 from maxgan.training.losses import discriminator_loss, generator_loss, gradient_penalty
 
 
@@ -304,7 +306,7 @@ def test_latents_of_another_size(shape: tuple[int, ...]) -> None:
         ({"latent_tokens": 0}, r"generator\.latent_tokens must be at least 1, not 64, 0"),
         ({"latent_dim": 0}, r"generator\.latent_dim and generator\.latent_tokens must be at least 1, not 0"),
         ({"order": "GA-BA-GC"}, "order must join parts"),
-        ({"norm": "group"}, "norm must be batch or layer, not 'group'"),
+        ({"norm": "group"}, "norm must be batch, layer or none, not 'group'"),
         ({"norm": "batch", "norm_group": 1}, "norm_group must be at least 2"),
         ({"norm_group": 8}, "norm_group is for norm: batch"),
         ({"latent": 8}, "no setting 'latent': did you mean 'latent_dim'"),
@@ -318,3 +320,51 @@ def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> Non
 def test_resolutions_that_are_no_power_of_two() -> None:
     with pytest.raises(ValueError, match=r"power of two from 8 to 1024, not 48: set data\.resolution"):
         on_meta(48)
+
+
+@pytest.mark.parametrize("conditioning", ["cross_attention", "modulation"])
+@pytest.mark.parametrize("norm", ["batch", "layer", "none"])
+def test_zero_init_starts_every_stage_as_the_identity(conditioning: str, norm: str) -> None:
+    model = small(16, zero_init=True, conditioning=conditioning, norm=norm)
+    x, tokens = model.embed(torch.randn(4, 8), None)
+    assert torch.equal(model.stages[0](x, tokens), x)
+    # The latent still makes the image, and every branch learns from the first step on.
+    images = model(torch.randn(4, 8))
+    assert not torch.equal(images[0], images[1])
+    images.square().sum().backward()
+    for name, parameter in model.stages[1].named_parameters():
+        if name.endswith(("out.weight", "project.weight", "ffn.2.weight")):
+            assert parameter.grad is not None and parameter.grad.any(), name
+
+
+def test_modulation_scales_and_shifts_every_channel_by_the_mean_token() -> None:
+    modulation = Modulation(3, 5).double()
+    x, tokens = torch.randn(2, 4, 6, 3).double(), torch.randn(2, 7, 5).double()
+    y = modulation(x, tokens)
+    for n in range(2):
+        numbers = modulation.out.weight @ tokens[n].sum(0) / 7 + modulation.out.bias
+        for c in range(3):
+            torch.testing.assert_close(y[n, :, :, c], x[n, :, :, c] * numbers[c] + numbers[3 + c])
+
+
+def test_each_stage_has_the_order_it_is_given() -> None:
+    model = small(16, orders=("GA-BA-C", "BA-C", "C"))
+    axes = [[m.axis for m in stage.modules() if isinstance(m, RelativeAttention)] for stage in model.stages]
+    assert axes == [["grid", "block"], ["block"], []]
+    assert all(any(isinstance(m, MBConv) for m in stage.modules()) for stage in model.stages)
+
+
+def test_without_norms_the_scale_of_the_maps_is_kept() -> None:
+    """Kernels of deviation 0.02 would make the images of a model without norms smaller than their rounding in a PNG."""
+    with pytest.raises(ValueError, match=r"generator\.norm none needs generator\.zero_init true"):
+        small(32, norm="none")
+    model = small(32, norm="none", zero_init=True)
+    assert not any(isinstance(m, LayerNorm2d | nn.BatchNorm2d) for m in model.modules())
+    assert all(m.depthwise.bias is not None for m in model.modules() if isinstance(m, MBConv))
+    assert 0.1 < model(torch.randn(16, 8)).std().item() < 10
+
+
+@pytest.mark.parametrize("norm", ["layer", "none"])
+def test_batch_statistics_of_a_group_need_batch_norm(norm: str) -> None:
+    with pytest.raises(ValueError, match=f"norm_group is for norm: batch; norm: {norm} has no batch statistics"):
+        small(norm=norm, norm_group=4, zero_init=True)

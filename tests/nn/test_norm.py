@@ -116,7 +116,7 @@ def test_norms_by_name_have_the_official_constants() -> None:
     layer = make_norm("layer", 5)
     assert isinstance(layer, LayerNorm2d)
     assert layer.eps == 1e-5
-    with pytest.raises(ValueError, match="norm must be batch or layer, not 'instance'"):
+    with pytest.raises(ValueError, match="norm must be batch, layer or none, not 'instance'"):
         make_norm("instance", 5)
     with pytest.raises(ValueError, match="norm_group must be at least 2, not 1"):
         make_norm("batch", 5, 1)
