@@ -35,3 +35,41 @@ def test_a_gan_step_is_measured_against_its_floor(tmp_path: Path) -> None:
         assert 0 < row["of_fused"] <= row["of_floor"] < 1.5
         floor = max(row["operations"] / report["matrix_product"], row["bytes"] / report["copy"])
         assert row["of_floor"] == pytest.approx(row["images_per_second"] * floor)
+
+
+@pytest.mark.slow
+def test_a_study_compares_variants_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    study = tmp_path / "tiny.yaml"
+    study.write_text(
+        f"base: {ROOT / 'configs' / 'digits.yaml'}\n"
+        "settings: {run.threads: 1, generator.width: 16, discriminator.channel_multiplier: 0.01, "
+        f"training.batch_size: 8, evaluation.cache: {tmp_path / 'cache'}}}\n"
+        "images: [16]\n"
+        "seeds: [0, 1]\n"
+        "variants: {wide: {}, narrow: {generator.widths: [16, 16, 16], generator.orders: [GA-C, BA-C, C]}}\n"
+    )
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "benchmarks" / "study.py"), str(study), "--output", str(tmp_path / "out")]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=600)
+
+    result = run("--jobs=2")
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [(row["variant"], row["seed"]) for row in report["runs"]] == [
+        ("wide", 0), ("narrow", 0), ("wide", 1), ("narrow", 1),
+    ]  # fmt: skip
+    for row in report["runs"]:
+        scores = json.loads((tmp_path / "out" / f"{row['variant']}-16-{row['seed']}" / "scores.json").read_text())
+        assert row["fd"] == scores["metrics"]["fd"] and row["seconds"] > 0
+    wide, narrow = report["runs"][:2]
+    assert wide["generator"] > narrow["generator"] and wide["discriminator"] == narrow["discriminator"]
+    assert result.stdout.count("**") == 2 and "| 16 | wide |" in result.stdout
+    assert (tmp_path / "out" / "samples.png").stat().st_size > 1000
+
+    checkpoints = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/generator.safetensors")}
+    again = run()
+    assert again.returncode == 0 and again.stdout == result.stdout
+    assert checkpoints == {path: path.stat().st_mtime_ns for path in checkpoints}
+    assert "has no variant narow: it has wide, narrow" in run("--only", "narow").stderr
