@@ -134,13 +134,16 @@ def save_run_state(
     return folder
 
 
-def find_run_state(root: str | Path, report: Callable[[str], None] = print) -> Path | None:
+def find_run_state(root: str | Path, report: Callable[[str], None] = print, most: int | None = None) -> Path | None:
     """Return the newest whole checkpoint below `root`, or None.
 
     Args:
         report: called with one sentence for each damaged checkpoint that is passed over.
+        most: images that it may have seen; None for any number.
     """
-    for folder in _states(Path(root)).values():
+    for number, folder in _states(Path(root)).items():
+        if most is not None and number > most:
+            continue
         damage = _damage(folder)
         if damage is None:
             return folder

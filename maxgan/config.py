@@ -533,6 +533,40 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class WatchdogConfig:
+    """What happens when a training goes wrong."""
+
+    rollback: int = 0
+    """Times that a run may go back to its last good checkpoint, and on with another seed, before it stops; 0 stops at
+    once where a number is not finite."""
+
+    def __post_init__(self) -> None:
+        if self.rollback < 0:
+            raise ValueError(f"watchdog.rollback must be 0 or more, not {self.rollback}")
+
+
+@dataclass(frozen=True)
+class GanWatchdogConfig(WatchdogConfig):
+    """What happens when a training of a GAN goes wrong, and what counts as a sign of it."""
+
+    window: int = 100
+    """Updates that a sign is averaged over."""
+    accuracy: float = 0.98
+    """D wins where it tells as many of the pairs of a real and a fake apart, and the loss of G grows."""
+    variety: float = 0.25
+    """Variety has fallen where it is below this fraction of the highest so far."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window < 1:
+            raise ValueError(f"watchdog.window must be at least 1, not {self.window}")
+        if not (0 <= self.accuracy <= 1 and 0 <= self.variety <= 1):
+            raise ValueError(
+                f"watchdog.accuracy and watchdog.variety must be in [0, 1], not {self.accuracy}, {self.variety}"
+            )
+
+
+@dataclass(frozen=True)
 class NetworksConfig:
     """Which networks are trained against each other; each has a section of its own."""
 
@@ -558,6 +592,7 @@ class GanConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    watchdog: GanWatchdogConfig = field(default_factory=GanWatchdogConfig)
     dry_run: bool = False
     """Train nothing: print the networks stage by stage, their memory, and an estimate of the time; without a GPU, and
     without data where data.resolution is set (data.channels is then 3 unless set)."""
@@ -682,6 +717,7 @@ class ClassifierConfig:
     ema: EmaConfig = field(default_factory=lambda: EmaConfig(half_life=0))
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(images=60_000, batch_size=64))
     run: RunConfig = field(default_factory=lambda: RunConfig(sample_every=0, checkpoint_every=16_000))
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
     def __post_init__(self) -> None:
         if self.run.sample_every:
@@ -773,8 +809,8 @@ class EvaluateConfig(ScoreConfig):
 
 # Sections and fields that don't change what is learned: a run may be continued with other values of these.
 FREE = (
-    "run", "evaluation", "dry_run", "dry_classes", "test", "test_crop", "evaluate", "data.workers", "data.on_error",
-    "backbone.checkpointing",
+    "run", "evaluation", "watchdog", "dry_run", "dry_classes", "test", "test_crop", "evaluate", "data.workers",
+    "data.on_error", "backbone.checkpointing",
 )  # fmt: skip
 
 

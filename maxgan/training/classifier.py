@@ -24,6 +24,7 @@ from maxgan.models.convert import load_resized
 from maxgan.training.averaging import moving_average
 from maxgan.training.draws import seed_of
 from maxgan.training.image_augment import Mix, change_affine
+from maxgan.training.watchdog import Watchdog
 
 # Beside what the data loader draws from the same seed, so that no two uses share a stream.
 AFFINE, MIX = 2, 3
@@ -48,6 +49,8 @@ class ClassifierTrainer:
     Attributes:
         ema: the averaged classifier (`ema.module`), not wrapped; None without an average.
         images_seen: training images seen so far.
+        seed: of random draws; another than the config's after a rollback.
+        watchdog: looks for numbers that are not finite.
 
     Raises:
         ValueError: if the backbone doesn't fit the images, or `initial` doesn't fit the backbone.
@@ -61,6 +64,7 @@ class ClassifierTrainer:
         self.accelerator = accelerator
         self.images_seen = 0
         training = config.training
+        self.seed = training.seed
         torch.manual_seed(training.seed)
         network = MaxViT(facts.resolution, facts.channels, facts.num_classes, config=config.backbone)
         if initial is not None:
@@ -74,6 +78,7 @@ class ClassifierTrainer:
         self.ema: AveragedModel | None = None
         if config.ema.half_life:
             self.ema = moving_average(network, config.ema, training.batch_size, lambda: self.images_seen)
+        self.watchdog = Watchdog(accelerator, {"network": network}, {"network": optimizer}, training.batch_size)
         self.network, self.optimizer, self.schedule = accelerator.prepare(network, optimizer, schedule)
         self.network.train()
 
@@ -112,12 +117,14 @@ class ClassifierTrainer:
                 accelerator.backward(loss / parts)
             total["loss"] += loss.detach() / parts
             total["accuracy"] += _accuracy(logits, target) / parts
+        self.watchdog.watch_gradients("network", self.update)  # clipping would spread a NaN
         if optim.gradient_clip is not None:
             accelerator.clip_grad_norm_(self.network.parameters(), optim.gradient_clip)
         total["learning_rate"] = torch.tensor(self.schedule.get_last_lr()[0], device=accelerator.device)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()
+        self.watchdog.watch_metrics(total, self.update)
         self.images_seen += self.config.training.batch_size
         if self.ema is not None:
             self.ema.update_parameters(self.bare_network)
@@ -135,7 +142,7 @@ class ClassifierTrainer:
     def _affine_changes(self, part: int) -> list[Tensor]:
         """Return `(part, 4)` numbers in [-1, 1) for every micro-batch of this process in this update."""
         training = self.config.training
-        rng = np.random.default_rng((training.seed, AFFINE, self.update))
+        rng = np.random.default_rng((self.seed, AFFINE, self.update))
         drawn = torch.from_numpy(rng.uniform(-1, 1, (training.batch_size, 4)).astype(np.float32))
         share = training.accumulation * part
         return list(drawn[self.accelerator.process_index * share :][:share].split(part))
@@ -147,7 +154,7 @@ class ClassifierTrainer:
         if affine.rotate or affine.scale or affine.shift:
             x = change_affine(x, change.to(device, non_blocking=True), affine)
         if self.mix is not None:
-            x, target = self.mix(x, target, seed_of(self.config.training.seed, MIX, self.update))
+            x, target = self.mix(x, target, seed_of(self.seed, MIX, self.update))
         return x.contiguous(memory_format=torch.channels_last), target
 
 

@@ -147,6 +147,7 @@ class ClassifierRun:
         self.loop = Loop(
             config.run,
             config.training,
+            config.watchdog,
             directory,
             accelerator,
             self.trainer,

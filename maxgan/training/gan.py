@@ -20,6 +20,8 @@ from maxgan.training.averaging import moving_average
 from maxgan.training.draws import seed_of
 from maxgan.training.losses import discriminator_loss, generator_loss, gradient_penalty
 from maxgan.training.schedules import cosine, lazy_adam
+from maxgan.training.signs import ACCURACY, VARIETY, accuracy, variety
+from maxgan.training.watchdog import Watchdog
 
 # What random numbers are for, so that no two uses share a stream.
 DISCRIMINATOR, GENERATOR, CHANGES = range(3)
@@ -81,7 +83,12 @@ class DiscriminatorObjective(nn.Module):
             real_logits, fake_logits = self.discriminator(real, labels), self.discriminator(fake, labels)
             penalties[name] = gradient_penalty(real_logits if name == "r1" else fake_logits, images, scale)
         loss = discriminator_loss(self.config.name, real_logits, fake_logits)
-        values = {"loss_discriminator": loss, "real_logit": real_logits.mean(), "fake_logit": fake_logits.mean()}
+        values = {
+            "loss_discriminator": loss,
+            "real_logit": real_logits.mean(),
+            "fake_logit": fake_logits.mean(),
+            ACCURACY: accuracy(real_logits, fake_logits),
+        }
         for name, penalty in penalties.items():
             values[name] = penalty.mean()
             loss = loss + 0.5 * gammas[name] * values[name]
@@ -110,6 +117,8 @@ class GanTrainer:
         latent_dim: size of z.
         ema: the averaged generator (`ema.module`), not wrapped.
         images_seen: real images seen so far.
+        seed: of random draws; another than the config's after a rollback.
+        watchdog: looks for numbers that are not finite.
     """
 
     def __init__(self, config: GanConfig, facts: ImageFacts, accelerator: Accelerator) -> None:
@@ -117,6 +126,7 @@ class GanTrainer:
         self.facts = facts
         self.accelerator = accelerator
         self.images_seen = 0
+        self.seed = config.training.seed
         torch.manual_seed(config.training.seed)
         generator, discriminator = build_generator(config, facts), build_discriminator(config, facts)
         for network in (generator, discriminator):
@@ -133,6 +143,9 @@ class GanTrainer:
         optimizer_d = torch.optim.Adam(discriminator.parameters(), lr, betas, optim.eps)
         self.start_lr_g, self.start_lr_d = optim.lr, lr
         self.discriminator = discriminator
+        networks = {"generator": generator, "discriminator": discriminator}
+        optimizers = {"generator": optimizer_g, "discriminator": optimizer_d}
+        self.watchdog = Watchdog(accelerator, networks, optimizers, config.training.batch_size)
         self.generator, self.objective, self.optimizer_g, self.optimizer_d = accelerator.prepare(
             generator, DiscriminatorObjective(discriminator, config.loss), optimizer_g, optimizer_d
         )
@@ -152,6 +165,7 @@ class GanTrainer:
         metrics = self.update_networks(
             [self._to_device(*next(batches)) for _ in range(self.config.training.accumulation)]
         )
+        self.watchdog.watch_metrics(metrics, self.update)
         self.images_seen += self.config.training.batch_size
         self.ema.update_parameters(self.accelerator.unwrap_model(self.generator))
         return metrics
@@ -201,7 +215,8 @@ class GanTrainer:
             with self._accumulating(self.objective, i + 1 < parts):
                 loss, values = self.objective(real, fake, labels, *gammas, self._loss_scale(), *changed)
                 self.accelerator.backward(loss / parts)
-            _add(metrics, values, parts)
+            _add(metrics, values | {VARIETY: variety(real, fake)}, parts)
+        self.watchdog.watch_gradients("discriminator", self.update)
         self.optimizer_d.step()
         self.optimizer_d.zero_grad()
         return metrics
@@ -225,6 +240,7 @@ class GanTrainer:
             fakes.append(fake.detach())
             _add(metrics, {"loss_generator": loss}, parts)
         self.discriminator.requires_grad_(True)
+        self.watchdog.watch_gradients("generator", self.update)
         self.optimizer_g.step()
         self.optimizer_g.zero_grad()
         return metrics, fakes
@@ -232,7 +248,7 @@ class GanTrainer:
     def _draws(self, phase: int, size: int, draw: Callable[..., Tensor]) -> Iterator[Tensor]:
         """Yield random numbers `(images, size)` of this process for every micro-batch of one phase of this update."""
         training = self.config.training
-        source = torch.Generator().manual_seed(seed_of(training.seed, self.update, phase))
+        source = torch.Generator().manual_seed(seed_of(self.seed, self.update, phase))
         numbers = draw(training.batch_size, size, generator=source)
         share = training.batch_size // self.accelerator.num_processes
         first = self.accelerator.process_index * share

@@ -35,6 +35,7 @@ PANELS = {
     "logits of D": ("real_logit", "fake_logit"),
     "penalties": ("r1", "r2"),
     "consistency": ("bcr_real", "bcr_fake"),
+    "signs of collapse": ("discriminator_accuracy", "variety"),
     "speed": ("images_per_second",),
     "Fréchet distance": ("fd",),
     "likeness": ("precision", "recall", "density", "coverage"),
@@ -62,6 +63,7 @@ class GanRun:
         self.loop = Loop(
             config.run,
             config.training,
+            config.watchdog,
             directory,
             accelerator,
             self.trainer,

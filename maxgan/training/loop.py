@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
 from maxgan.checkpoint import find_run_state, load_run_state, save_run_state
-from maxgan.config import RunConfig, TrainingConfig
+from maxgan.config import GanWatchdogConfig, RunConfig, TrainingConfig, WatchdogConfig
 from maxgan.data.loader import Batch, ImageDataset, training_batches
 from maxgan.runtime import StopSignal
+from maxgan.training.draws import seed_of
 from maxgan.training.meters import Meters
-from maxgan.training.run import METRICS, MetricsLog
+from maxgan.training.run import METRICS, MetricsLog, read_metrics
+from maxgan.training.signs import Signs
+from maxgan.training.watchdog import NotFinite, Watchdog
 
 CHECKPOINTS = "checkpoints"
 # With several processes, a signal is looked for every so many updates: each look waits for all of them.
 SIGNAL_INTERVAL = 8
+# Beside what the trainers draw from the same seed, so that no two uses share a stream.
+ROLLBACK = 4
+
+
+class Collapse(Exception):
+    """A sign of collapse has appeared, and the run goes back to the checkpoint in `folder`."""
+
+    def __init__(self, message: str, folder: Path) -> None:
+        super().__init__(message)
+        self.folder = folder
 
 
 class Trainer(Protocol):
     """What the loop asks of a training."""
 
     images_seen: int
+    seed: int
+    watchdog: Watchdog
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         """Do one update with as many micro-batches as it accumulates; add batch_size to images_seen; return scalars."""
@@ -45,7 +60,7 @@ class Loop:
     """Updates until all images are seen, with all that happens around them.
 
     Args:
-        run, training: the settings.
+        run, training, watchdog: the settings; signs of collapse are looked for in a GAN's.
         directory: the run's folder.
         accelerator: of this process; every process runs the same loop.
         trainer: does the updates.
@@ -62,6 +77,7 @@ class Loop:
         self,
         run: RunConfig,
         training: TrainingConfig,
+        watchdog: WatchdogConfig,
         directory: Path,
         accelerator: Accelerator,
         trainer: Trainer,
@@ -72,7 +88,7 @@ class Loop:
         at_score: Callable[[], dict[str, float]] | None = None,
         score_every: int = 0,
     ) -> None:
-        self.run, self.training = run, training
+        self.run, self.training, self.watchdog = run, training, watchdog
         self.directory = directory
         self.accelerator = accelerator
         self.trainer = trainer
@@ -84,6 +100,7 @@ class Loop:
         self.score_every = score_every
         self.meters = Meters()
         self.seconds = 0.0
+        self.rollbacks = 0
 
     @property
     def finished(self) -> bool:
@@ -92,11 +109,22 @@ class Loop:
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
-        # The main process alone looks: it reads every byte of a checkpoint to know that it is whole.
-        found = [find_run_state(self.directory / CHECKPOINTS) if self.accelerator.is_main_process else None]
-        folder = broadcast_object_list(found)[0]
+        folder = self._find()
         if folder is None:
             return
+        self._load(folder)
+        if not self.finished:
+            self.accelerator.print(f"going on from {folder}")
+
+    def _find(self, most: int | None = None) -> Path | None:
+        """Return the newest whole checkpoint, of at most `most` images."""
+        # The main process alone looks: it reads every byte of a checkpoint to know that it is whole.
+        main = self.accelerator.is_main_process
+        found = [find_run_state(self.directory / CHECKPOINTS, most=most) if main else None]
+        folder: Path | None = broadcast_object_list(found)[0]
+        return folder
+
+    def _load(self, folder: Path) -> None:
         extra, tensors = load_run_state(self.accelerator, folder)
         groups: dict[str, dict[str, Tensor]] = {"trainer": {}, "meter": {}}
         for name, tensor in tensors.items():
@@ -106,16 +134,41 @@ class Loop:
         self.trainer.images_seen = extra["images_seen"]
         self.meters.restore(extra["meter_counts"], groups["meter"], self.accelerator.device)
         self.seconds = extra["seconds"]
-        if not self.finished:
-            self.accelerator.print(f"going on from {folder}")
+        self.rollbacks = extra.get("rollbacks", 0)
+        self.trainer.seed = self._seed()
+
+    def _seed(self) -> int:
+        """Return the seed of random draws after so many rollbacks."""
+        seed = self.training.seed
+        return seed_of(seed, ROLLBACK, self.rollbacks) if self.rollbacks else seed
+
+    def _way_back(self, most: int | None = None) -> Path | None:
+        """Return the checkpoint that a run in trouble goes back to, of at most `most` images; None where it may not."""
+        return self._find(most) if self.rollbacks < self.watchdog.rollback else None
+
+    def _roll_back(self, trouble: str, folder: Path) -> None:
+        """Go back to a checkpoint, and on from there with another seed."""
+        seen, rollbacks = self.trainer.images_seen, self.rollbacks + 1
+        self._load(folder)
+        self.rollbacks = rollbacks
+        self.trainer.seed = self._seed()
+        torch.manual_seed(self.trainer.seed + self.accelerator.process_index)
+        self.trainer.watchdog.forget()
+        self.accelerator.print(
+            f"watchdog: {trouble}\nwatchdog: going back from {seen:,} images to {self.trainer.images_seen:,}, with "
+            f"another seed (rollback {rollbacks} of {self.watchdog.rollback})"
+        )
+        # So that a run that is killed now neither takes what was given up nor forgets how often it went back.
+        self.save()
 
     def save(self) -> None:
         """Write a checkpoint; unless a number is not finite, which no checkpoint shall hold."""
-        _check_finite(self.meters.peek(), self.trainer.images_seen)
+        self.trainer.watchdog.check()
         counts, sums = self.meters.state()
         tensors = {f"trainer/{name}": tensor for name, tensor in self.trainer.state().items()}
         tensors |= {f"meter/{name}": tensor for name, tensor in sums.items()}
-        extra = {"meter_counts": counts, "seconds": self.seconds}
+        self.trainer.watchdog.check_state(tensors)
+        extra = {"meter_counts": counts, "seconds": self.seconds, "rollbacks": self.rollbacks}
         root = self.directory / CHECKPOINTS
         save_run_state(self.accelerator, root, self.trainer.images_seen, extra, tensors, self.run.keep)
         self.after_save()
@@ -124,14 +177,28 @@ class Loop:
         """Update until all images are seen; return the signal that stopped it before, if one did.
 
         Raises:
-            ValueError: when a metric is not finite.
+            NotFinite: when a metric, a gradient, or what would be saved is not finite, and the run can't go back.
         """
+        with StopSignal() as stop:
+            while True:
+                try:
+                    return self._train(stop)
+                except Collapse as collapse:
+                    trouble, folder = str(collapse), collapse.folder
+                except NotFinite as error:
+                    way_back = self._way_back()
+                    if way_back is None:
+                        raise
+                    trouble, folder = str(error), way_back
+                self._roll_back(trouble, folder)
+
+    def _train(self, stop: StopSignal) -> int | None:
         accelerator, trainer = self.accelerator, self.trainer
         batch_size, total = self.training.batch_size, self.training.images
         batches = training_batches(
             self.dataset,
             batch_size,
-            self.training.seed,
+            trainer.seed,
             trainer.images_seen // batch_size,
             accelerator.process_index,
             accelerator.num_processes,
@@ -149,23 +216,30 @@ class Loop:
         )
         started = time.perf_counter() - self.seconds
         logged_at, logged_seen, saved = time.perf_counter(), trainer.images_seen, trainer.images_seen
-        with closing(log), bar, StopSignal() as stop:
+        signs = self._signs()
+        with closing(log), bar:
             while not self.finished:
                 self.meters.add(trainer.step(batches))
                 seen = trainer.images_seen
                 self.seconds = time.perf_counter() - started
                 bar.update(min(batch_size, total - bar.n))
-                if self._crossed(self.run.log_every) or self.finished:
+                logged = self._crossed(self.run.log_every) or self.finished
+                drawn = self.at_sample is not None and self.run.sample_every and self._crossed(self.run.sample_every)
+                scored = bool(self.score_every) and (self._crossed(self.score_every) or self.finished)
+                if logged or drawn or scored:
+                    trainer.watchdog.check()
+                if logged:
                     values = self.meters.read(accelerator)
-                    _check_finite(values, seen)
                     now = time.perf_counter()
                     speed = (seen - logged_seen) / (now - logged_at)
                     logged_at, logged_seen = now, seen
+                    appeared = signs.observe({"images": seen, **values}) if signs is not None else []
+                    values |= signs.flags() if signs is not None else {}
                     self._log(log, {"images": seen, **values, "images_per_second": speed, "seconds": self.seconds})
+                    self._report(appeared)
                     bar.set_postfix({name: f"{values[name]:.3f}" for name in self.shown})
-                if self.at_sample is not None and self.run.sample_every and self._crossed(self.run.sample_every):
+                if self.at_sample is not None and drawn:
                     self.at_sample()
-                scored = bool(self.score_every) and (self._crossed(self.score_every) or self.finished)
                 if scored and self.at_score is not None:
                     self._log(log, {"images": seen, **self.at_score()})
                     # A score isn't part of the speed of training.
@@ -182,6 +256,29 @@ class Loop:
                         return received
         return None
 
+    def _signs(self) -> Signs | None:
+        """Return what watches a GAN's metrics on the main process, with what was logged before."""
+        if not self.accelerator.is_main_process or not isinstance(self.watchdog, GanWatchdogConfig):
+            return None
+        updates = max(1, self.run.log_every // self.training.batch_size)
+        signs = Signs(self.watchdog, max(1, self.watchdog.window // updates))
+        for line in read_metrics(self.directory / METRICS):
+            signs.observe(line)
+        return signs
+
+    def _report(self, appeared: list[str]) -> None:
+        """Say what signs have appeared; raise Collapse, on every process, where the run may go back for them."""
+        for sentence in appeared:
+            tqdm.write(f"watchdog: at {self.trainer.images_seen:,} images {sentence}")
+        if not isinstance(self.watchdog, GanWatchdogConfig) or self.rollbacks >= self.watchdog.rollback:
+            return
+        appeared = broadcast_object_list([appeared])[0]
+        if appeared:
+            # The collapse began before its sign was sure.
+            folder = self._way_back(self.trainer.images_seen - self.watchdog.window * self.training.batch_size)
+            if folder is not None:
+                raise Collapse(" and ".join(appeared), folder)
+
     def _crossed(self, every: int) -> bool:
         seen, batch_size = self.trainer.images_seen, self.training.batch_size
         return seen // every > (seen - batch_size) // every
@@ -190,12 +287,3 @@ class Loop:
         log.write(values)
         scalars = {name: value for name, value in values.items() if name != "images"}
         self.accelerator.log(scalars, step=int(values["images"]))
-
-
-def _check_finite(values: dict[str, float], images_seen: int) -> None:
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise ValueError(
-                f"{name} became {value} before {images_seen} images: the run stops and its checkpoints stay as they "
-                "were; lower the learning rate or strengthen the regularisation"
-            )

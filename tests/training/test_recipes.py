@@ -57,7 +57,15 @@ def check_training(name: str, resolution: int) -> None:
     batches = itertools.repeat((images, torch.arange(part) % CLASSES))
     for _ in range(2):
         metrics = trainer.step(batches)
-        expected = {"loss_discriminator", "loss_generator", "real_logit", "fake_logit", "r1"}
+        expected = {
+            "loss_discriminator",
+            "loss_generator",
+            "real_logit",
+            "fake_logit",
+            "r1",
+            "discriminator_accuracy",
+            "variety",
+        }
         expected |= {"bcr_real", "bcr_fake"} if config.loss.bcr_real else set()
         assert metrics.keys() == expected
         assert all(math.isfinite(value) for value in metrics.values()), metrics
