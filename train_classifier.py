@@ -14,7 +14,7 @@ from maxgan.config import ClassifierConfig
 def main() -> int:
     """Parse, train or measure, and return the exit code."""
     config, name = parse(ClassifierConfig)
-    with plain_errors():
+    with plain_errors(preemptible=True):
         # torch takes seconds to import: not before the settings are known to be right.
         from maxgan.training.classifier_run import evaluate_classifier, train_classifier
 

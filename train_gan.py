@@ -9,7 +9,7 @@ from maxgan.config import GanConfig
 def main() -> int:
     """Parse, train, and return the exit code."""
     config, name = parse(GanConfig)
-    with plain_errors():
+    with plain_errors(preemptible=True):
         # torch takes seconds to import: not before the settings are known to be right.
         from maxgan.training.gan_run import train_gan
 

@@ -6,10 +6,12 @@ import dataclasses
 import difflib
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import jsonargparse
@@ -18,6 +20,12 @@ import yaml
 from maxgan.config import to_dict
 
 C = TypeVar("C")
+
+PREEMPTED = 75
+"""Exit code (EX_TEMPFAIL of sysexits.h) of a training that PREEMPTIONS stopped: all is saved, the same command goes on.
+Not 128 + the signal's number, as the shell says of processes that died of one and saved nothing."""
+PREEMPTIONS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""What clusters send before they take a machine away."""
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -134,18 +142,35 @@ def fail(message: str, code: int = 2) -> NoReturn:
     raise SystemExit(code)
 
 
+class Preempted(BaseException):
+    """A signal of PREEMPTIONS came."""
+
+
 @contextmanager
-def plain_errors() -> Iterator[None]:
+def plain_errors(preemptible: bool = False) -> Iterator[None]:
     """End the process with one sentence where the block raises what a user can mend, and on Ctrl-C.
 
-    Exit codes: 1 for ValueError and OSError, 130 for an interrupt.
+    Exit codes: 1 for ValueError and OSError, 130 for an interrupt, 75 for a preemption.
+
+    Args:
+        preemptible: end on SIGTERM and SIGUSR1 in this way too, wherever the block doesn't handle them itself.
     """
+    earlier = {number: signal.signal(number, _preempt) for number in PREEMPTIONS} if preemptible else {}
     try:
         yield
     except (ValueError, OSError) as error:
         fail(str(error), code=1)
     except KeyboardInterrupt:
         fail("interrupted; what was saved before is whole", code=130)
+    except Preempted:
+        fail("preempted; what was saved before is whole, and the same command goes on", code=PREEMPTED)
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def _preempt(number: int, frame: FrameType | None) -> NoReturn:
+    raise Preempted
 
 
 def to_yaml(config: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from maxgan.cli import available_cores
+from maxgan.cli import PREEMPTED, PREEMPTIONS, available_cores
 
 PR_SET_PDEATHSIG = 1
 # glibc's malloc.h
@@ -79,7 +79,7 @@ def share_of(count: int, accelerator: Accelerator) -> range:
 
 
 class StopSignal:
-    """Remembers SIGINT and SIGTERM, so that the work can stop at a good place; a second SIGINT stops at once.
+    """Remembers SIGINT, SIGTERM and SIGUSR1, so that the work can stop at a good place; a second SIGINT stops at once.
 
     Use as a context manager; the earlier handlers come back at its end.
     """
@@ -89,7 +89,7 @@ class StopSignal:
         self._earlier: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, *PREEMPTIONS):
             self._earlier[number] = signal.signal(number, self._handle)
         return self
 
@@ -108,3 +108,8 @@ class StopSignal:
             return self.received
         flag = torch.tensor(self.received or 0, device=accelerator.device)
         return int(accelerator.gather(flag.reshape(1)).max().item()) or None
+
+
+def exit_code(number: int) -> int:
+    """Return the exit code of a run that was saved and stopped by a signal: 130 for SIGINT, else PREEMPTED."""
+    return 128 + number if number == signal.SIGINT else PREEMPTED

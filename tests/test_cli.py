@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -214,6 +215,17 @@ def test_what_a_user_can_mend_ends_in_one_sentence(
         raise error
     assert stop.value.code == code
     assert capsys.readouterr().err == words
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_preempted_training_ends_with_a_code_of_its_own(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stop, plain_errors(preemptible=True):
+        signal.raise_signal(number)
+    assert stop.value.code == 75
+    words = "error: preempted; what was saved before is whole, and the same command goes on\n"
+    assert capsys.readouterr().err == words
+    assert signal.getsignal(number) is before
 
 
 def test_a_bug_keeps_its_traceback() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from maxgan.training.run import read_metrics
 
@@ -155,38 +153,71 @@ def test_a_signal_to_the_launcher_saves_and_the_same_command_goes_on(tmp_path: P
     assert f"going on from run/checkpoints/images-{seen:09d}" in "".join(lines)
 
 
-def test_killed_at_random_moments_a_run_ends_as_if_it_never_was(tmp_path: Path) -> None:
-    options = ["--training.images=960", "--run.checkpoint_every=32", "--run.keep=2", "--evaluation.enabled=false"]
+def start_each(folder: Path, processes: int, *options: str) -> list[subprocess.Popen[str]]:
+    """Start the processes of one training as a cluster does, without a launcher."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(processes):
+        environment = {
+            **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+            "RANK": str(rank), "LOCAL_RANK": str(rank),
+        }  # fmt: skip
+        command = [sys.executable, str(ROOT / "train_gan.py"), *TINY, "--evaluation.enabled=false", *options]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, cwd=folder, env=environment, **pipes))  # type: ignore[call-overload]
+    return started
+
+
+def ends(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+    """Return exit code, output and errors of each."""
+    told = [process.communicate(timeout=300) for process in processes]
+    return [(process.returncode, *texts) for process, texts in zip(processes, told, strict=True)]
+
+
+def test_a_signal_to_one_process_stops_all_at_one_update_and_another_number_of_them_goes_on(tmp_path: Path) -> None:
+    options = ["--training.images=100000", "--run.checkpoint_every=100000", "--run.directory=run"]
+    running = start_each(tmp_path, 2, *options)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    _wait_for(lambda: len(read_metrics(metrics)) >= 3)
+    running[1].send_signal(signal.SIGUSR1)
+    (code, said, errors), (other, _, other_errors) = ends(running)
+    assert (code, other) == (75, 75), errors + other_errors
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    seen = int(saved.name.split("-")[1])
+    assert read_metrics(metrics)[-1]["images"] == seen
+    assert f"stopped by a signal at {seen} images, all saved" in said
+
+    refused = ends(start_each(tmp_path, 3, *options))
+    for code, _, errors in refused:
+        assert code == 1
+        assert "error: training.batch_size 16 can't be split equally over 3 processes" in errors
+
+    (alone,) = start_each(tmp_path, 1, *options)
+    _wait_for(lambda: read_metrics(metrics)[-1]["images"] > seen)
+    alone.send_signal(signal.SIGTERM)
+    ((code, said, errors),) = ends([alone])
+    assert code == 75, errors
+    assert f"{saved.relative_to(tmp_path)} was saved by 2 processes and goes on with 1" in said
+    assert "not bit for bit the same" in said
+
+
+def test_every_process_of_a_training_gets_the_signal_of_a_cluster(tmp_path: Path) -> None:
+    """Its decoding workers are no exception."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 3, 16, 16), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", noise.transpose(0, 2, 3, 1))
+    options = [
+        "--data.source=images.npz", "--data.resolution=8", "--data.crop=random", "--data.crop_fraction=0.9",
+        "--data.workers=2", "--training.images=100000", "--run.directory=run", "--run.checkpoint_every=100000",
+    ]  # fmt: skip
     command = [sys.executable, str(ROOT / "train_gan.py"), *TINY, *options]
-    run([*command, "--run.directory=whole"], tmp_path)
-    killed = [*command, "--run.directory=killed"]
-    dice = random.Random(0)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    kills = 0
-    for _ in range(3):
-        process = subprocess.Popen(
-            killed, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        before = len(read_metrics(tmp_path / "killed" / "metrics.jsonl"))
-        _wait_for(lambda p=process, n=before: p.poll() is not None or _lines(tmp_path) > n + 2)  # type: ignore[misc]
-        time.sleep(dice.random() * 0.3)
-        if process.poll() is None:
-            process.kill()
-            kills += 1
-        process.wait()
-    assert kills
-    run(killed, tmp_path)
-    last = "checkpoints/images-000000960"
-    for file in ("model.safetensors", "model_1.safetensors", "tensors.safetensors"):
-        one, two = (load_file(tmp_path / name / last / file) for name in ("whole", "killed"))
-        assert one.keys() == two.keys()
-        assert all(torch.equal(one[key], two[key]) for key in one)
-    timed = {"seconds", "images_per_second"}
-    logs = [
-        [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(tmp_path / name / "metrics.jsonl")]
-        for name in ("whole", "killed")
-    ]
-    assert logs[0] == logs[1]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
+    _wait_for(lambda: len(read_metrics(tmp_path / "run" / "metrics.jsonl")) >= 3)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(60) == 75
+    assert any((tmp_path / "run" / "checkpoints").glob("images-*/manifest.json"))
 
 
 def test_the_launcher_does_not_cost_a_core() -> None:
@@ -194,10 +225,6 @@ def test_the_launcher_does_not_cost_a_core() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert int(result.stdout.split()[-1]) == len(os.sched_getaffinity(0))
-
-
-def _lines(folder: Path) -> int:
-    return len(read_metrics(folder / "killed" / "metrics.jsonl"))
 
 
 def _wait_for(condition: object, seconds: float = 120) -> None:

@@ -8,7 +8,9 @@ offset, and neither the number of processes nor that of workers changes what is 
 from __future__ import annotations
 
 import itertools
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from maxgan.cli import PREEMPTIONS
 from maxgan.config import DataConfig, ImageFacts
 from maxgan.data.base import ImageSource
 from maxgan.data.sources import open_source
@@ -154,8 +157,31 @@ def keep(batch: Any) -> Any:
 
 def start_worker(worker: int) -> None:
     """Prepare a decoding process."""
-    # Ctrl-C reaches every process of the terminal: the training process decides what to do, and ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches every process of the terminal, and a cluster's signals every one of the job: the training process
+    # decides what to do, and ends its workers.
+    for number in {signal.SIGINT, *PREEMPTIONS} - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where SIGTERM to the whole group stops the run without a save
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told_by(parent: int) -> None:
+    """Wait for a SIGTERM of the training process, by which it ends its workers; those of others are passed over."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
+
+
+def images_at_once(batch_size: int, num_processes: int, accumulation: int) -> int:
+    """Return the images of a micro-batch of one process; raise ValueError where the batch can't be split equally."""
+    parts = num_processes * accumulation
+    if batch_size < 1 or batch_size % parts:
+        raise ValueError(
+            f"training.batch_size {batch_size} can't be split equally over {num_processes} processes with "
+            f"training.accumulation {accumulation}: make it a multiple of {parts}, or change their number"
+        )
+    return batch_size // parts
 
 
 def training_batches(
@@ -186,13 +212,7 @@ def training_batches(
     Raises ValueError at once where the batch size is not divisible; and when it is reached, naming a file that can't be
     read.
     """
-    parts = num_processes * accumulation
-    if batch_size < 1 or batch_size % parts:
-        raise ValueError(
-            f"batch_size {batch_size} can't be split equally over {num_processes} processes with accumulation "
-            f"{accumulation}: make it a multiple of {parts}"
-        )
-    part = batch_size // parts
+    part = images_at_once(batch_size, num_processes, accumulation)
     positions = (
         range(start, start + part)
         for batch in itertools.count(start_batch)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from accelerate import Accelerator
 
-from maxgan.runtime import start
+from maxgan.runtime import exit_code, start
 from maxgan.training.loop import Loop
 from maxgan.training.run import RunDirectory, run_directory, tracker_names
 
@@ -39,7 +39,8 @@ def execute(config: Any, default_name: str, build: Callable[[Path, Accelerator],
         options: further arguments of `maxgan.runtime.start`.
 
     Returns:
-        0 when the run is finished; 128 + the signal's number when a signal stopped it, with all saved.
+        0 when the run is finished; when a signal stopped it, with all saved, 130 for SIGINT (Ctrl-C) and 75 for SIGTERM
+        and SIGUSR1.
 
     Raises:
         ValueError: for anything that the user has to mend.
@@ -62,7 +63,7 @@ def execute(config: Any, default_name: str, build: Callable[[Path, Accelerator],
     run = None
     accelerator.free_memory()
     accelerator.end_training()
-    return 0 if signal_number is None else 128 + signal_number
+    return 0 if signal_number is None else exit_code(signal_number)
 
 
 def _go_on(run: Run, directory: Path, accelerator: Accelerator) -> int | None:
@@ -77,6 +78,8 @@ def _go_on(run: Run, directory: Path, accelerator: Accelerator) -> int | None:
     if signal_number is not None:
         seen = run.loop.trainer.images_seen
         accelerator.print(f"stopped by a signal at {seen} images, all saved: the same command goes on")
+        # A launcher ends the other processes as soon as one has left: the main process may be at its last file.
+        accelerator.wait_for_everyone()
         return signal_number
     run.finish()
     accelerator.print(f"finished: everything is in {directory}")

@@ -83,7 +83,7 @@ def test_each_position_goes_to_one_process(numbered: Path, processes: int, accum
 def test_batches_that_can_not_be_split(batch_size: int, processes: int, accumulation: int) -> None:
     dataset = ImageDataset(DataConfig())
     with pytest.raises(
-        ValueError, match=f"batch_size {batch_size} .* {processes} .* {accumulation}: .* {processes * accumulation}$"
+        ValueError, match=f"batch_size {batch_size} .* {processes} .* {accumulation}: .* {processes * accumulation}, or"
     ):
         training_batches(dataset, batch_size, 0, num_processes=processes, accumulation=accumulation)
 
@@ -278,17 +278,18 @@ def test_a_damaged_image_is_named_in_one_sentence(numbered: Path, workers: int, 
     assert "\n" not in str(caught.value)
 
 
-def test_workers_leave_an_interrupt_to_the_training_process(photos: str) -> None:
+def test_workers_leave_signals_to_the_training_process(photos: str) -> None:
     program = (
         "import signal\n"
         "from maxgan.config import DataConfig; from maxgan.data.loader import *\n"
         f"dataset = ImageDataset(DataConfig(source={photos!r}, resolution=8), memory=0)\n"
         "batches = training_batches(dataset, 4, 0, workers=2)\n"
         "next(batches)\n"
-        "interrupts = []\n"
-        "signal.signal(signal.SIGINT, lambda *_: interrupts.append(1))\n"
+        "came = set()\n"
+        "for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):\n"
+        "    signal.signal(number, lambda number, _: came.add(number))\n"
         "print('started', flush=True)\n"
-        "while not interrupts: next(batches)\n"
+        "while len(came) < 3: next(batches)\n"
         "for _ in range(50): next(batches)\n"
     )
     child = subprocess.Popen(
@@ -301,6 +302,8 @@ def test_workers_leave_an_interrupt_to_the_training_process(photos: str) -> None
     )
     assert child.stdout is not None
     assert child.stdout.readline() == "started\n"
-    os.killpg(child.pid, signal.SIGINT)  # as a terminal does
+    # As a terminal does, and a cluster that wants its machines back.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        os.killpg(child.pid, number)
     _, errors = child.communicate(timeout=30)
     assert (child.returncode, errors) == (0, "")
