@@ -5,9 +5,11 @@ from __future__ import annotations
 import glob
 import itertools
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
@@ -200,6 +202,22 @@ def open_source(name: str, labels: bool = True, on_error: OnError = "raise") -> 
         raise ValueError(f"data.source {name} is compressed, so nothing in it can be found: unpack it to a .tar first")
     problem = "is neither a folder nor a zip, npz, tar or parquet file" if os.path.exists(path) else "does not exist"
     raise ValueError(f"data.source {name} {problem}: give {', '.join(DIGITS)}, or the path of one of those")
+
+
+def source_name(name: str) -> str:
+    """Return a short name, fit for a folder, of what `open_source` opens: `digits`, `photos` of `a/photos.zip`, `train`
+    of `a/train-{000..099}.tar`, `a` of `a/*.tar`, NAME of `hf:OWNER/NAME`."""
+    if name in DIGITS:
+        return DIGITS[0]
+    if name.startswith(PREFIX):
+        name = re.split("[@:]", name.removeprefix(PREFIX))[0]
+    for part in reversed(Path(name).expanduser().absolute().parts):
+        plain = re.split(r"[*?\[{]", part)[0]
+        if plain == part and suffix(part) in (".zip", ".npz", *MANY):
+            plain = part[: -len(suffix(part))]
+        if found := re.sub(r"[^\w.-]+", "_", plain).strip("._-"):
+            return found
+    return "images"
 
 
 def _kind_of_folder(path: str) -> str:

@@ -21,6 +21,7 @@ import maxgan
 from maxgan.checkpoint import atomic_path, export_model, load_model
 from maxgan.config import ClassifierConfig, ImageFacts
 from maxgan.data.loader import ImageDataset, evaluation_batches
+from maxgan.data.sources import source_name
 from maxgan.data.transforms import to_float
 from maxgan.models import MaxViT
 from maxgan.runtime import share_of, start
@@ -309,7 +310,7 @@ def train_classifier(config: ClassifierConfig, config_name: str | None = None, c
         config_name: name of the config file, for the folder's name.
         command: the command line, noted in the exported file.
     """
-    name = config_name or f"{Path(config.data.source.split('-')[0]).stem}_classifier"
+    name = config_name or f"{source_name(config.data.source)}_classifier"
     return execute(
         config,
         name,

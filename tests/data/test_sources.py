@@ -18,7 +18,7 @@ from sklearn.model_selection import train_test_split
 
 from maxgan.data import files
 from maxgan.data.base import ImageSource
-from maxgan.data.sources import open_source
+from maxgan.data.sources import open_source, source_name
 
 Make = Callable[..., Path]
 
@@ -63,6 +63,24 @@ def test_class_folders_and_zip_are_equal(folder: Make, zipped: Make) -> None:
     assert np.array_equal(np.asarray(source.read(1)), pixels)
     assert same(source, open_source(str(zipped(root))))
     assert source.describe() == f"{root}: 4 images (8 x 8), 3 classes from class folders"
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("digits-train", "digits"), ("a/my-photos.v2.zip", "my-photos.v2"), ("imagenet/train/", "train"),
+        ("shards/*.tar", "shards"), ("a/train-{000..099}.tar", "train"), ("a/{0..9}.tar", "a"),
+        ("data/train-*.parquet", "train"), ("hf:owner/name@small:train[:10%]", "name"), ("a b/c (1).npz", "c_1"),
+        ("/*.tar", "images"),
+    ],
+)  # fmt: skip
+def test_a_name_for_a_source(source: str, name: str) -> None:
+    assert source_name(source) == name
+
+
+def test_a_name_for_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert source_name(".") == source_name("*.tar") == tmp_path.name.strip("._-")
 
 
 def test_numbered_folders_keep_their_order(folder: Make) -> None:
