@@ -80,11 +80,12 @@ def save_run_state(
     extra: dict[str, Any],
     tensors: dict[str, Tensor],
     keep: int = 2,
+    best: int | None = None,
 ) -> Path:
     """Save all that `accelerator` prepared, and random states, to `root/images-<images_seen>`; all processes call it.
 
-    Only when the folder is whole do the oldest go, so that `keep` stay. Those with more images go too: they are of a
-    course that was given up for an older checkpoint.
+    Only when the folder is whole do the oldest go, so that `keep` stay, and the best. Those with more images go too:
+    they are of a course that was given up for an older checkpoint.
 
     Args:
         root: folder of the checkpoints, on a file system that all nodes share.
@@ -92,6 +93,7 @@ def save_run_state(
         extra: further state, fit for JSON.
         tensors: further tensors, such as the EMA weights.
         keep: number of checkpoints to keep, at least 1.
+        best: images seen at the checkpoint that is kept beside those; None for none.
 
     Raises:
         ValueError: under FSDP, DeepSpeed or Megatron, whose checkpoints hold pickled objects.
@@ -122,11 +124,10 @@ def save_run_state(
                 _write_manifest(temporary, accelerator.num_processes)
                 replace_folder(temporary, folder)
                 states = _states(root)
+                kept = [number for number in states if number <= images_seen][:keep]
                 for number, old in states.items():
-                    if number > images_seen:
+                    if number not in kept and number != best:
                         remove(old)
-                for old in [old for number, old in states.items() if number <= images_seen][keep:]:
-                    remove(old)
     except BaseException:
         if is_main:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -140,14 +141,21 @@ def find_run_state(root: str | Path, report: Callable[[str], None] = print, most
     Args:
         report: called with one sentence for each damaged checkpoint that is passed over.
         most: images that it may have seen; None for any number.
+
+    Raises:
+        ValueError: if there are checkpoints, of any number of images, and none of them is whole: to start anew would
+            end what may be mended.
     """
-    for number, folder in _states(Path(root)).items():
+    states = _states(Path(root))
+    for number, folder in states.items():
         if most is not None and number > most:
             continue
         damage = _damage(folder)
         if damage is None:
             return folder
         report(f"passing over the checkpoint {folder}: {damage}")
+    if states and most is None:
+        raise ValueError(f"every checkpoint in {root} is damaged: mend one, or remove them all to start anew")
     return None
 
 
@@ -169,7 +177,8 @@ def load_run_state(accelerator: Accelerator, folder: str | Path) -> tuple[dict[s
     if processes != accelerator.num_processes:
         accelerator.print(
             f"the checkpoint {folder} was saved by {processes} processes and goes on with {accelerator.num_processes}: "
-            "the run is sound, but not bit for bit the same"
+            "images and latents stay the same, but sums round in another order, BatchNorm sees other shares of "
+            "a batch and dropout draws other numbers, so that the run is sound and not bit for bit the same"
         )
     hook = accelerator.register_load_state_pre_hook(
         lambda models, _: models.__setitem__(slice(None), [_bare(accelerator, model) for model in models])
@@ -265,8 +274,11 @@ def _damage(folder: Path) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != facts["size"]:
             return f"{name} has {file.stat().st_size} bytes in place of {facts['size']}"
-        if _crc32(file) != facts["crc32"]:
-            return f"{name} has changed since it was written"
+        try:
+            if _crc32(file) != facts["crc32"]:
+                return f"{name} has changed since it was written"
+        except OSError as error:
+            return f"{name} can't be read ({error.strerror})"
     return None
 
 

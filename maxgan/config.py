@@ -517,7 +517,7 @@ class RunConfig:
     checkpoint_every: int = 4_000
     """Images between two checkpoints."""
     keep: int = 2
-    """Checkpoints kept, the newest."""
+    """Checkpoints kept, the newest; with evaluation.every, that of the best score stays beside them."""
     tracker: Literal["auto", "none", "tensorboard", "wandb"] = "auto"
     """Tracker beside metrics.jsonl; `auto` takes tensorboard where it is installed."""
     threads: int | None = None

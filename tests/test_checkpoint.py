@@ -190,6 +190,18 @@ def test_rotation_keeps_the_newest_and_drops_an_abandoned_course(tmp_path: Path)
     assert load_run_state(run.accelerator, tmp_path / "images-000000300")[0]["again"]
 
 
+def test_rotation_keeps_the_best(tmp_path: Path) -> None:
+    run = Run(0)
+    for images in (100, 200, 300, 400):
+        save_run_state(run.accelerator, tmp_path, images, {}, {}, keep=1, best=200 if images >= 200 else None)
+    assert names(tmp_path) == ["images-000000200", "images-000000400"]
+    # Going on from the best, all that came after it is given up.
+    save_run_state(run.accelerator, tmp_path, 300, {}, {}, keep=1, best=200)
+    assert names(tmp_path) == ["images-000000200", "images-000000300"]
+    save_run_state(run.accelerator, tmp_path, 400, {}, {}, keep=1, best=400)
+    assert names(tmp_path) == ["images-000000400"]
+
+
 def damage_by_truncating(folder: Path) -> None:
     with (folder / "model.safetensors").open("r+b") as stream:
         stream.truncate(10)
@@ -227,6 +239,10 @@ def test_damaged_checkpoints_are_passed_over(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             load_run_state(run.accelerator, folder)
         shutil.rmtree(folder)
+    damage_by_truncating(good)
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged: .* remove them all to start anew$"):
+        find_run_state(tmp_path, said.append)
+    assert len(said) == 1
 
 
 class Bomb:

@@ -15,6 +15,7 @@ import maxgan
 from maxgan.checkpoint import atomic_path, export_model, together
 from maxgan.config import GanConfig, ImageFacts
 from maxgan.data.loader import ImageDataset, evaluation_batches
+from maxgan.data.sources import source_name
 from maxgan.evaluation.comparison import Scores
 from maxgan.evaluation.evaluate import Scorer, default_extractor, make_scorer, report
 from maxgan.sampling import EXPORT_NAME, generate
@@ -80,8 +81,7 @@ class GanRun:
         if not self.accelerator.is_main_process:
             return
         self._export(EXPORT_NAME, {} if scores is None else {scores.protocol.name: dict(scores.metrics)})
-        scored = [line for line in read_metrics(self.directory / METRICS) if "fd" in line]
-        best = min(scored, key=lambda line: line["fd"], default=None)
+        best = self.loop.best
         if best is not None and best["images"] == self.trainer.images_seen and self.scorer is not None:
             metrics = {name: value for name, value in best.items() if name != "images"}
             self._export(BEST_NAME, {self.scorer.protocol.name: metrics})
@@ -109,8 +109,10 @@ class GanRun:
         return scored and (self.directory / CURVES).exists()
 
     def begin(self) -> None:
-        """Write the grid of training images; drop scores of a course that was lost."""
+        """Write the grid of training images, and what a run that was killed may lack; drop scores of a lost course."""
         self.picture_of_reals()
+        if self.loop.best is not None and self.loop.best["images"] == self.trainer.images_seen:
+            self.export()
         if self.accelerator.is_main_process:
             for file in (self.directory / HISTORY).glob("*.json"):
                 if int(file.stem) > self.trainer.images_seen:
@@ -209,5 +211,5 @@ def train_gan(config: GanConfig, config_name: str | None = None) -> int:
     if config.dry_run:
         print(describe(config))
         return 0
-    name = config_name or Path(config.data.source.split("-")[0]).stem
+    name = config_name or source_name(config.data.source)
     return execute(config, name, lambda directory, accelerator: GanRun(config, directory, accelerator))

@@ -14,9 +14,9 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
-from maxgan.checkpoint import find_run_state, load_run_state, save_run_state
+from maxgan.checkpoint import find_run_state, load_run_state, save_run_state, together
 from maxgan.config import GanWatchdogConfig, RunConfig, TrainingConfig, WatchdogConfig
-from maxgan.data.loader import Batch, ImageDataset, training_batches
+from maxgan.data.loader import Batch, ImageDataset, images_at_once, training_batches
 from maxgan.runtime import StopSignal
 from maxgan.training.draws import seed_of
 from maxgan.training.meters import Meters
@@ -27,6 +27,8 @@ from maxgan.training.watchdog import NotFinite, Watchdog
 CHECKPOINTS = "checkpoints"
 # With several processes, a signal is looked for every so many updates: each look waits for all of them.
 SIGNAL_INTERVAL = 8
+# The score whose least value is the best.
+BEST_BY = "fd"
 # Beside what the trainers draw from the same seed, so that no two uses share a stream.
 ROLLBACK = 4
 
@@ -68,9 +70,15 @@ class Loop:
         shown: metrics that the progress bar shows.
         after_save: called on every process after each checkpoint.
         at_sample: called on every process every `run.sample_every` images.
-        at_score: called on every process every `score_every` images and at the end; gives metrics. A checkpoint
-            follows, so that a run that goes on never scores the same generator again.
+        at_score: called on every process every `score_every` images and at the end; gives metrics, "fd" among them. A
+            checkpoint follows, so that a run that goes on never scores the same generator again.
         score_every: images; 0 for never.
+
+    Raises:
+        ValueError: if the batch can't be split equally over the processes.
+
+    Attributes:
+        best: the metrics of the best score so far, and its `images`; None before the first.
     """
 
     def __init__(
@@ -88,6 +96,8 @@ class Loop:
         at_score: Callable[[], dict[str, float]] | None = None,
         score_every: int = 0,
     ) -> None:
+        # Before anything is written.
+        images_at_once(training.batch_size, accelerator.num_processes, training.accumulation)
         self.run, self.training, self.watchdog = run, training, watchdog
         self.directory = directory
         self.accelerator = accelerator
@@ -101,6 +111,7 @@ class Loop:
         self.meters = Meters()
         self.seconds = 0.0
         self.rollbacks = 0
+        self.best: dict[str, float] | None = None
 
     @property
     def finished(self) -> bool:
@@ -108,7 +119,11 @@ class Loop:
         return self.trainer.images_seen >= self.training.images
 
     def resume(self) -> None:
-        """Go on from the newest whole checkpoint, if there is one."""
+        """Go on from the newest whole checkpoint, if there is one.
+
+        Raises:
+            ValueError: if all of them are damaged, or the one that is whole doesn't fit the settings.
+        """
         folder = self._find()
         if folder is None:
             return
@@ -118,9 +133,11 @@ class Loop:
 
     def _find(self, most: int | None = None) -> Path | None:
         """Return the newest whole checkpoint, of at most `most` images."""
-        # The main process alone looks: it reads every byte of a checkpoint to know that it is whole.
-        main = self.accelerator.is_main_process
-        found = [find_run_state(self.directory / CHECKPOINTS, most=most) if main else None]
+        found: list[Path | None] = [None]
+        with together():
+            # The main process alone looks: it reads every byte of a checkpoint to know that it is whole.
+            if self.accelerator.is_main_process:
+                found = [find_run_state(self.directory / CHECKPOINTS, most=most)]
         folder: Path | None = broadcast_object_list(found)[0]
         return folder
 
@@ -134,6 +151,7 @@ class Loop:
         self.trainer.images_seen = extra["images_seen"]
         self.meters.restore(extra["meter_counts"], groups["meter"], self.accelerator.device)
         self.seconds = extra["seconds"]
+        self.best = extra.get("best")
         self.rollbacks = extra.get("rollbacks", 0)
         self.trainer.seed = self._seed()
 
@@ -168,9 +186,10 @@ class Loop:
         tensors = {f"trainer/{name}": tensor for name, tensor in self.trainer.state().items()}
         tensors |= {f"meter/{name}": tensor for name, tensor in sums.items()}
         self.trainer.watchdog.check_state(tensors)
-        extra = {"meter_counts": counts, "seconds": self.seconds, "rollbacks": self.rollbacks}
+        extra = {"meter_counts": counts, "seconds": self.seconds, "rollbacks": self.rollbacks, "best": self.best}
+        best = None if self.best is None else int(self.best["images"])
         root = self.directory / CHECKPOINTS
-        save_run_state(self.accelerator, root, self.trainer.images_seen, extra, tensors, self.run.keep)
+        save_run_state(self.accelerator, root, self.trainer.images_seen, extra, tensors, self.run.keep, best)
         self.after_save()
 
     def train(self) -> int | None:
@@ -241,16 +260,20 @@ class Loop:
                 if self.at_sample is not None and drawn:
                     self.at_sample()
                 if scored and self.at_score is not None:
-                    self._log(log, {"images": seen, **self.at_score()})
+                    score = {"images": seen, **self.at_score()}
+                    self._log(log, score)
+                    if self.best is None or score[BEST_BY] < self.best[BEST_BY]:
+                        self.best = score
                     # A score isn't part of the speed of training.
                     paused = time.perf_counter() - started - self.seconds
                     started, logged_at = started + paused, logged_at + paused
                 if scored or self._crossed(self.run.checkpoint_every) or self.finished:
                     self.save()
                     saved = seen
-                if accelerator.num_processes == 1 or (seen // batch_size) % SIGNAL_INTERVAL == 0:
+                looks = (seen // batch_size) % SIGNAL_INTERVAL == 0 or self.finished
+                if accelerator.num_processes == 1 or looks:
                     received = stop.agreed(accelerator)
-                    if received is not None and not self.finished:
+                    if received is not None:
                         if saved != seen:
                             self.save()
                         return received

@@ -15,6 +15,7 @@ from accelerate.utils import is_tensorboard_available, is_wandb_available
 from maxgan.checkpoint import atomic_path, remove_leftovers, together
 from maxgan.cli import to_yaml
 from maxgan.config import RunConfig, differences, learning_hash, learning_settings, to_dict
+from maxgan.files import TEMPORARY_PREFIX, naming_full_disk
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -64,14 +65,14 @@ class RunDirectory:
                     f"{self.path} holds a run with other settings ({'; '.join(changes)}; its value -> yours): "
                     "use its settings, or name another run.directory"
                 )
-        elif self.path.exists() and any(entry.name != LOCK for entry in self.path.iterdir()):
+        elif self.path.exists() and any(not _is_ours(entry.name) for entry in self.path.iterdir()):
             raise ValueError(
                 f"{self.path} is not empty and holds no run ({CONFIG} is missing): name another run.directory"
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.path / LOCK)
-        for folder in (self.path, self.path / "samples", self.path / "checkpoints"):
-            remove_leftovers(folder)
+        with naming_full_disk(file):
+            self._lock = _lock(self.path / LOCK)
+        remove_leftovers(self.path, *(entry for entry in self.path.iterdir() if entry.is_dir()))
         with atomic_path(file) as temporary:
             temporary.write_text(to_yaml(config))
 
@@ -80,6 +81,11 @@ class RunDirectory:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _is_ours(name: str) -> bool:
+    """Tell whether a run that was killed before its config was there can have left a file of this name."""
+    return name == LOCK or name.startswith(TEMPORARY_PREFIX)
 
 
 def _changes(file: Path, config: Any) -> list[str]:
@@ -142,13 +148,15 @@ class MetricsLog:
     def write(self, values: dict[str, float]) -> None:
         """Append one line."""
         if self._file is not None:
-            self._file.write(json.dumps(values) + "\n")
-            self._file.flush()
+            with naming_full_disk(Path(self._file.name)):
+                self._file.write(json.dumps(values) + "\n")
+                self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
+            with naming_full_disk(Path(self._file.name)):  # it tries again to write what a full disk has refused
+                self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from safetensors.torch import load_file
@@ -36,6 +37,7 @@ from maxgan.models import HiTGenerator
 from maxgan.sampling import generate, load_generator
 from maxgan.training import gan_run
 from maxgan.training.gan import GanTrainer
+from maxgan.training.loop import Loop
 from maxgan.training.run import read_metrics, run_directory
 
 GENERATOR = GeneratorConfig(
@@ -137,9 +139,9 @@ def test_stopped_at_a_checkpoint_and_resumed_is_bit_identical(whole: Path, tmp_p
     assert without_times(directory) == without_times(whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
 def test_a_signal_saves_at_once_and_the_same_command_goes_on(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
 ) -> None:
     directory = tmp_path / "stopped"
     step = GanTrainer.step
@@ -151,7 +153,7 @@ def test_a_signal_saves_at_once_and_the_same_command_goes_on(
 
     monkeypatch.setattr(GanTrainer, "step", interrupted)
     before = signal.getsignal(number)
-    assert train(at(directory)) == 128 + number
+    assert train(at(directory)) == code
     assert signal.getsignal(number) is before
     assert (directory / "checkpoints" / "images-000000048").is_dir()
     monkeypatch.setattr(GanTrainer, "step", step)
@@ -236,6 +238,23 @@ def test_changing_a_learning_setting_names_another_folder() -> None:
     assert one == three
     assert one != two
     assert str(one).startswith("r/n-")
+
+
+def test_what_a_process_left_that_was_killed_before_its_config_was_there_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (".lock", ".tmp-12345678-config.yaml"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(Loop, "train", lambda _: signal.SIGUSR1)
+    assert train(at(tmp_path)) == 75
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+def test_processes_that_do_not_divide_the_batch_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "num_processes", 3)
+    with pytest.raises(ValueError, match=r"training\.batch_size 16 .* over 3 processes .*accumulation 2: .* of 6, or"):
+        train(at(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_in_use_is_refused(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,8 +387,12 @@ def test_a_scored_run_goes_on_without_scoring_again(
         return score_now(self)
 
     monkeypatch.setattr(gan_run.GanRun, "score_now", counted)
-    assert train(at(directory, SCORED)) == 0
+    (directory / "scores" / ".tmp-12345678-000000096.json").touch()  # of a process that was killed
+    assert train(at(directory, SCORED, keep=1)) == 0
     assert times == [96]
+    best = int(min(score_lines(scored), key=lambda line: line["fd"])["images"])
+    kept = [path.name for path in sorted((directory / "checkpoints").iterdir())]
+    assert kept == [f"images-{images:09d}" for images in sorted({best, 96})]
     assert score_lines(directory) == score_lines(scored)
     # Killed after its last checkpoint, a run has its scores already.
     (directory / "curves.png").unlink()
@@ -377,6 +400,23 @@ def test_a_scored_run_goes_on_without_scoring_again(
     assert train(at(directory, SCORED)) == 0
     assert times == [96]
     assert json.loads((directory / "scores.json").read_text())["num_fakes"] == 80
+
+
+def test_a_run_killed_before_it_wrote_its_best_generator_writes_it(
+    scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "killed"
+    shutil.copytree(scored, directory)
+    line = min(score_lines(scored), key=lambda line: line["fd"])
+    for folder in (directory / "checkpoints").iterdir():
+        if int(folder.name.split("-")[1]) > line["images"]:
+            shutil.rmtree(folder)
+    (directory / "best.safetensors").unlink()
+    (directory / "curves.png").unlink()
+    monkeypatch.setattr(Loop, "train", lambda _: signal.SIGTERM)
+    assert train(at(directory, SCORED)) == 75
+    info = load_model(directory / "best.safetensors").info
+    assert (info["images_seen"], info["scores"]["fd-digits"]["fd"]) == (line["images"], line["fd"])
 
 
 def test_scores_along_a_training_need_a_distance() -> None:
