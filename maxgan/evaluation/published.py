@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch import nn
 
 
@@ -126,10 +127,13 @@ def _download(file: WeightFile) -> Path:
     if file.howto is not None:
         raise ValueError(f"{file.name} is missing: fetch {file.url} and put the .npz{_made(file)} at {path}")
     assert file.sha256 is not None
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # It comes under a temporary name, which it loses once its checksum has been found right.
-        torch.hub.download_url_to_file(file.url, str(path), file.sha256)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Of several processes one downloads; the others wait, and find what it has brought.
+        with FileLock(path.with_name(f"{path.name}.lock")):
+            if not path.is_file():
+                # It comes under a temporary name, which it loses once its checksum has been found right.
+                torch.hub.download_url_to_file(file.url, str(path), file.sha256)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{file.name} can't be downloaded ({error}): fetch {file.url} and put it at {path}") from error
     return path

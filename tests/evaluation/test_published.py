@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import time
 import urllib.error
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +64,23 @@ def test_what_is_missing_is_downloaded_under_its_checksum(hub: Path, monkeypatch
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_: (_ for _ in ()).throw(RuntimeError("bad hash")))
     with pytest.raises(ValueError, match=r"can't be downloaded \(bad hash"):
         find_weights(PORT_2015)
+
+
+def test_of_several_that_miss_a_file_one_downloads_and_the_others_wait(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    downloads = []
+
+    def download(url: str, path: str, prefix: str) -> None:
+        downloads.append(url)
+        time.sleep(0.1)
+        Path(path).write_bytes(CONTENT)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    # The lock is on the file, so threads exclude each other as processes do.
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(find_weights, [FILE] * 4)) == [(hub / "w.pth", DIGEST)] * 4
+    assert downloads == [FILE.url]
 
 
 def test_another_checksum_is_refused_unless_trusted(hub: Path, tmp_path: Path) -> None:
