@@ -90,7 +90,8 @@ def theirs(extractor: Any, sets: list[Tensor], device: str, batch: int) -> dict[
     logits = torch.cat([part.logits.cpu() for part in seen[1]])
     found = fid_statistics_to_metric(fid_features_to_statistics(fake), fid_features_to_statistics(real), False)
     found |= isc_features_to_metric(logits)
-    found |= kid_features_to_metric(fake, real, verbose=False)
+    size = min(PROTOCOL.kernel_subset_size, len(real), len(fake))
+    found |= kid_features_to_metric(fake, real, kid_subset_size=size, verbose=False)
     found |= prc_features_to_metric(fake, real, verbose=False)
     return {name: found[key] for name, key in KEYS.items()}
 

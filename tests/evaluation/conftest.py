@@ -13,7 +13,7 @@ import torch
 from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
-from maxgan.evaluation.inception import Inception, port_names
+from benchmarks.stand_ins import save_port
 
 
 class PixelClassifier(nn.Module):
@@ -52,25 +52,7 @@ def photos() -> Tensor:
 def port_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file like torch-fidelity's, with random weights of which each matters, scaled so that features are of order
     1."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.device("meta"):
-        model = Inception(1008, last_pool_is_max=True)
-    weights = {
-        "fc.weight": torch.randn(1008, 2048, generator=generator) / 30,
-        "fc.bias": torch.randn(1008, generator=generator),
-    }
-    for (_, convolution), name in zip(model.convolutions(), port_names(), strict=True):
-        kernel = convolution.conv.weight
-        width = len(kernel)
-        weights[f"{name}.conv.weight"] = torch.randn(kernel.shape, generator=generator) * (2 / kernel[0].numel()) ** 0.5
-        weights[f"{name}.bn.weight"] = torch.empty(width).uniform_(0.8, 1.2, generator=generator)
-        weights[f"{name}.bn.bias"] = torch.randn(width, generator=generator) / 10
-        weights[f"{name}.bn.running_mean"] = torch.randn(width, generator=generator) / 10
-        weights[f"{name}.bn.running_var"] = torch.empty(width).uniform_(0.8, 1.2, generator=generator)
-        weights[f"{name}.bn.num_batches_tracked"] = torch.tensor(0)
-    path = tmp_path_factory.mktemp("port") / "port.pth"
-    torch.save(weights, path)
-    return path
+    return save_port(tmp_path_factory.mktemp("port"))
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.stand_ins import save_archive
 from maxgan.evaluation.extractors import ModuleExtractor, load_extractor
 from maxgan.evaluation.published import PORT_2015, TORCHSCRIPT_2015
 
@@ -23,33 +23,11 @@ def deviations(ours: Tensor, truth: Any) -> float:
     return float((ours - truth).abs().max() / truth.std(correction=0))
 
 
-class Archive(nn.Module):
-    """Laid out as inception-2015-12-05.pt: it resizes on TensorFlow 1's grid, then runs its layers."""
-
-    def __init__(self, layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = layers
-
-    def forward(self, img: Tensor, return_features: bool = False) -> Tensor:
-        assert return_features
-        n, channels, height, width = img.shape
-        theta = torch.eye(2, 3, device=img.device)
-        theta[0, 2] += theta[0, 0] / width - theta[0, 0] / 299
-        theta[1, 2] += theta[1, 1] / height - theta[1, 1] / 299
-        grid = F.affine_grid(theta.unsqueeze(0).repeat([n, 1, 1]), [n, channels, 299, 299], align_corners=False)
-        x = F.grid_sample(img.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
-        return self.layers((x - 128) / 128).reshape(-1, 2048)
-
-
 @pytest.fixture(scope="module")
-def archive(fidelity: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def archive(port_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The port's layers as a TorchScript archive, in a folder and by the name that clean-fid reads."""
-    layers = nn.Sequential(*(child for name, child in fidelity.named_children() if name != "fc"))
-    with torch.no_grad():
-        traced = torch.jit.trace(layers, torch.zeros(1, 3, 75, 75), check_trace=False)
-    path = tmp_path_factory.mktemp("archive") / TORCHSCRIPT_2015.name
-    torch.jit.script(Archive(traced)).save(str(path))
-    return path
+    pytest.importorskip("torch_fidelity")
+    return save_archive(tmp_path_factory.mktemp("archive"), port_weights)
 
 
 @pytest.fixture(scope="module")
