@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 Norm = Literal["batch", "layer"]
-LossName = Literal["non_saturating", "relativistic"]
+LossName = Literal["non_saturating", "hinge", "relativistic"]
+Gamma = float | Literal["auto"]
 # Parts of DiffAugment (arXiv 2006.10738), by its names.
 AUGMENTATIONS = ("color", "translation", "cutout")
 GeluForm = Literal["tanh", "erf"]
@@ -330,15 +331,22 @@ class LossConfig:
     """Loss and penalties of the GAN."""
 
     name: LossName = "relativistic"
-    """`non_saturating`, the classic of HiT and StyleGAN2, or `relativistic`, which compares pairs of reals and fakes
-    (R3GAN)."""
-    r1_gamma: float = 0.5
-    """Weight of R1: the loss gains (r1_gamma / 2) * E|gradient of D at real images|^2; 0 leaves it out."""
-    r2_gamma: float = 0.0
+    """`non_saturating`, the classic of HiT and StyleGAN2, `hinge`, that of SAGAN and BigGAN, or `relativistic`, which
+    compares pairs of reals and fakes (R3GAN)."""
+    r1_gamma: Gamma = 0.5
+    """Weight of R1: the loss gains (r1_gamma / 2) * E|gradient of D at real images|^2; 0 leaves it out; `auto` takes
+    StyleGAN2-ADA's rule, 0.0002 * resolution^2 / training.batch_size, a first guess for photographs."""
+    r2_gamma: Gamma = 0.0
     """Weight of R2, the same at generated images; 0 leaves it out."""
     penalty_interval: int = 1
     """Updates from one with penalties to the next; above 1 (lazy penalties) their weights are multiplied by it, and
     D's learning rate and betas are adapted."""
+    penalty: Literal["gradient", "finite_difference"] = "gradient"
+    """How R1 and R2 are computed: `gradient`, exactly, through a second derivative of D; or `finite_difference`, from
+    first derivatives alone, along one random direction for each image and update, equal in the mean."""
+    penalty_step: float = 0.1
+    """Step of the finite difference, the root mean square of the change of a pixel (which are in [-1, 1]). Smaller is
+    nearer to the gradient in float32; in bf16, rounding makes the penalty up to ten times too large at 0.01."""
     bcr_real: float = 0.0
     """Weight of balanced consistency regularisation (bCR): the loss of D gains bcr_real * E(D(T(x)) - D(x))^2 over real
     images x and their random augmentations T(x); 0 leaves it out."""
@@ -348,8 +356,10 @@ class LossConfig:
     """The augmentations T of bCR, in their order, those of DiffAugment: `color`, `translation`, `cutout`."""
 
     def __post_init__(self) -> None:
-        if not (self.r1_gamma >= 0 and self.r2_gamma >= 0):
-            raise ValueError(f"loss.r1_gamma and loss.r2_gamma must be 0 or more, not {self.r1_gamma}, {self.r2_gamma}")
+        if not all(gamma == "auto" or gamma >= 0 for gamma in (self.r1_gamma, self.r2_gamma)):
+            raise ValueError(
+                f"loss.r1_gamma and loss.r2_gamma must be 0 or more, or auto, not {self.r1_gamma}, {self.r2_gamma}"
+            )
         if not (self.bcr_real >= 0 and self.bcr_fake >= 0):
             raise ValueError(f"loss.bcr_real and loss.bcr_fake must be 0 or more, not {self.bcr_real}, {self.bcr_fake}")
         parts = self.bcr_augment.split(",")
@@ -360,6 +370,8 @@ class LossConfig:
             )
         if self.penalty_interval < 1:
             raise ValueError(f"loss.penalty_interval must be at least 1, not {self.penalty_interval}")
+        if not self.penalty_step > 0:
+            raise ValueError(f"loss.penalty_step must be above 0, not {self.penalty_step}: take 0.1")
 
 
 @dataclass(frozen=True)

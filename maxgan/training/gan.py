@@ -11,20 +11,27 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from maxgan.config import GanConfig, ImageFacts, LossConfig
+from maxgan.config import Gamma, GanConfig, ImageFacts, LossConfig
 from maxgan.data.loader import Batch
 from maxgan.data.transforms import to_float
 from maxgan.models.build import build_discriminator, build_generator
 from maxgan.training.augment import DRAWS, augment
 from maxgan.training.averaging import moving_average
 from maxgan.training.draws import seed_of
-from maxgan.training.losses import discriminator_loss, generator_loss, gradient_penalty
+from maxgan.training.losses import (
+    automatic_gamma,
+    directions_of,
+    discriminator_loss,
+    finite_difference_penalty,
+    generator_loss,
+    gradient_penalty,
+)
 from maxgan.training.schedules import cosine, lazy_adam
 from maxgan.training.signs import ACCURACY, VARIETY, accuracy, variety
 from maxgan.training.watchdog import Watchdog
 
 # What random numbers are for, so that no two uses share a stream.
-DISCRIMINATOR, GENERATOR, CHANGES = range(3)
+DISCRIMINATOR, GENERATOR, CHANGES, REAL_DIRECTIONS, FAKE_DIRECTIONS = range(5)
 Images = tuple[Tensor, Tensor | None]
 """Images `(N, C, H, W)` in [-1, 1] and their labels `(N,)`, None without classes."""
 
@@ -55,6 +62,8 @@ class DiscriminatorObjective(nn.Module):
         scale: float,
         changed_real: Tensor | None = None,
         changed_fake: Tensor | None = None,
+        real_directions: Tensor | None = None,
+        fake_directions: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its parts.
 
@@ -65,23 +74,35 @@ class DiscriminatorObjective(nn.Module):
             scale: see `gradient_penalty`.
             changed_real, changed_fake: the same images, augmented, for consistency (bCR, arXiv 2002.04724); None leaves
                 it out.
+            real_directions, fake_directions: where the penalties are finite differences, those of R1 and R2, `(N, C, H,
+                W)`; None leaves one out.
         """
         # Other tensors than the caller's: those must not come back asking for a gradient, which the generator's update
         # would then compute for nothing.
         real, fake = real.detach(), fake.detach()
         gammas = {"r1": r1_gamma, "r2": r2_gamma}
         penalties: dict[str, Tensor] = {}
-        if (r1_gamma > 0) == (r2_gamma > 0):
-            both = torch.cat([real, fake]).requires_grad_(r1_gamma > 0)
+        exact = self.config.penalty == "gradient"
+        exact_r1, exact_r2 = exact and r1_gamma > 0, exact and r2_gamma > 0
+        if exact_r1 == exact_r2:
+            both = torch.cat([real, fake]).requires_grad_(exact_r1)
             logits = self.discriminator(both, None if labels is None else labels.repeat(2))
             real_logits, fake_logits = logits.chunk(2)
             if both.requires_grad:
                 penalties["r1"], penalties["r2"] = gradient_penalty(logits, both, scale).chunk(2)
         else:
-            name, images = ("r1", real) if r1_gamma > 0 else ("r2", fake)
+            name, images = ("r1", real) if exact_r1 else ("r2", fake)
             images.requires_grad_()
             real_logits, fake_logits = self.discriminator(real, labels), self.discriminator(fake, labels)
             penalties[name] = gradient_penalty(real_logits if name == "r1" else fake_logits, images, scale)
+        for name, images, logits, directions in (
+            ("r1", real, real_logits, real_directions),
+            ("r2", fake, fake_logits, fake_directions),
+        ):
+            if directions is not None:
+                step = self.config.penalty_step
+                moved_logits = self.discriminator(images + step * directions, labels)
+                penalties[name] = finite_difference_penalty(logits, moved_logits, step)
         loss = discriminator_loss(self.config.name, real_logits, fake_logits)
         values = {
             "loss_discriminator": loss,
@@ -155,6 +176,12 @@ class GanTrainer:
         """Number of updates done."""
         return self.images_seen // self.config.training.batch_size
 
+    def gamma(self, setting: Gamma) -> float:
+        """Return the weight of a penalty."""
+        if setting == "auto":
+            return automatic_gamma(self.facts.resolution, self.config.training.batch_size)
+        return setting
+
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         """Update both networks, then the moving average; take `accumulation` micro-batches from `batches`.
 
@@ -202,10 +229,15 @@ class GanTrainer:
     def _update_discriminator(self, micro: list[Images], fakes: Iterable[Tensor]) -> dict[str, Tensor]:
         config, parts = self.config.loss, len(micro)
         lazy = config.penalty_interval if self.update % config.penalty_interval == 0 else 0
-        gammas = (config.r1_gamma * lazy, config.r2_gamma * lazy)
+        gammas = (self.gamma(config.r1_gamma) * lazy, self.gamma(config.r2_gamma) * lazy)
         metrics: dict[str, Tensor] = {}
         draws = self._draws(CHANGES, 2 * DRAWS, torch.rand)
-        for i, ((real, labels), fake, draw) in enumerate(zip(micro, fakes, draws, strict=True)):
+        directions = zip(
+            self._directions(REAL_DIRECTIONS, gammas[0], micro),
+            self._directions(FAKE_DIRECTIONS, gammas[1], micro),
+            strict=True,
+        )
+        for i, ((real, labels), fake, draw, pair) in enumerate(zip(micro, fakes, draws, directions, strict=True)):
             changed = [
                 augment(images, part, config.bcr_augment) if weight else None
                 for images, part, weight in zip(
@@ -213,7 +245,7 @@ class GanTrainer:
                 )
             ]
             with self._accumulating(self.objective, i + 1 < parts):
-                loss, values = self.objective(real, fake, labels, *gammas, self._loss_scale(), *changed)
+                loss, values = self.objective(real, fake, labels, *gammas, self._loss_scale(), *changed, *pair)
                 self.accelerator.backward(loss / parts)
             _add(metrics, values | {VARIETY: variety(real, fake)}, parts)
         self.watchdog.watch_gradients("discriminator", self.update)
@@ -254,6 +286,14 @@ class GanTrainer:
         first = self.accelerator.process_index * share
         for part in numbers[first : first + share].chunk(training.accumulation):
             yield part.to(self.accelerator.device, non_blocking=True)
+
+    def _directions(self, phase: int, gamma: float, micro: list[Images]) -> Iterator[Tensor | None]:
+        """Yield directions of the finite difference for every micro-batch of this update; None where it needs none."""
+        if self.config.loss.penalty == "gradient" or gamma == 0:
+            yield from [None] * len(micro)
+            return
+        for (images, _), normal in zip(micro, self._draws(phase, micro[0][0][0].numel(), torch.randn), strict=True):
+            yield directions_of(normal, images)
 
     def _set_learning_rates(self) -> None:
         """Set both optimisers to where the cosine stands; nothing of it need be saved."""

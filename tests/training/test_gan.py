@@ -44,7 +44,14 @@ def naive_penalty(discriminator: ResidualDiscriminator, images: Tensor, labels: 
     return torch.stack(norms).mean()
 
 
-@pytest.mark.parametrize("loss", ["non_saturating", "relativistic"])
+LOSSES = {
+    "non_saturating": lambda real, fake: (F.softplus(-real) + F.softplus(fake)).mean(),
+    "hinge": lambda real, fake: ((1 - real).clamp(min=0) + (1 + fake).clamp(min=0)).mean(),
+    "relativistic": lambda real, fake: F.softplus(fake - real).mean(),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("gammas", [(0.0, 0.0), (0.7, 0.0), (0.0, 0.3), (0.7, 0.3)])
 def test_the_objective_is_the_loss_and_its_penalties(loss: str, gammas: tuple[float, float]) -> None:
     torch.manual_seed(0)
@@ -56,7 +63,7 @@ def test_the_objective_is_the_loss_and_its_penalties(loss: str, gammas: tuple[fl
     gradients = torch.autograd.grad(value, list(discriminator.parameters()))
 
     a, b = discriminator(real, labels), discriminator(fake, labels)
-    expected = F.softplus(b - a).mean() if loss == "relativistic" else (F.softplus(-a) + F.softplus(b)).mean()
+    expected = LOSSES[loss](a, b)
     for gamma, name, images in zip(gammas, ("r1", "r2"), (real, fake), strict=True):
         assert (name in parts) == (gamma > 0)
         if gamma:
@@ -97,6 +104,28 @@ def test_consistency_is_the_squared_distance_of_the_logits(weights: tuple[float,
     parameters = list(discriminator.parameters())
     for a, b in zip(torch.autograd.grad(value, parameters), torch.autograd.grad(expected, parameters), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("gammas", [(0.7, 0.0), (0.0, 0.3), (0.7, 0.3)])
+def test_finite_differences_stand_in_for_the_penalties(gammas: tuple[float, float]) -> None:
+    torch.manual_seed(0)
+    discriminator = ResidualDiscriminator(8, 1, 3, max_width=8).double()
+    real, fake, *directions = torch.randn(4, 4, 1, 8, 8).double()
+    labels = torch.tensor([0, 1, 2, 1])
+    config = LossConfig(penalty="finite_difference", penalty_step=1e-6)
+    given = [v if gamma else None for v, gamma in zip(directions, gammas, strict=True)]
+    value, parts = DiscriminatorObjective(discriminator, config)(real, fake, labels, *gammas, 1.0, None, None, *given)
+    expected = LOSSES["relativistic"](discriminator(real, labels), discriminator(fake, labels))
+    for gamma, name, images, v in zip(gammas, ("r1", "r2"), (real, fake), directions, strict=True):
+        assert (name in parts) == (gamma > 0)
+        if gamma:
+            x = images.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(discriminator(x, labels).sum(), x, create_graph=True)
+            expected = expected + gamma / 2 * (gradient * v).sum((1, 2, 3)).square().mean()
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=0)
+    parameters = list(discriminator.parameters())
+    for a, b in zip(torch.autograd.grad(value, parameters), torch.autograd.grad(expected, parameters), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
 @pytest.fixture
@@ -179,6 +208,38 @@ def test_updates_are_those_of_the_formulas(loss: str, updates: str, accumulation
     for ours, naive in ((trainer.generator, g), (trainer.discriminator, d)):
         for (name, a), b in zip(ours.named_parameters(), naive.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=name)
+
+
+@pytest.mark.usefixtures("in_float64")
+def test_directions_are_drawn_for_the_whole_batch() -> None:
+    loss = LossConfig(r1_gamma=2.0, r2_gamma=1.0, penalty="finite_difference", penalty_step=0.01, penalty_interval=2)
+    dataset = ImageDataset(DataConfig())
+    trainers = []
+    for accumulation in (1, 4):
+        training = TrainingConfig(images=24, batch_size=8, accumulation=accumulation, seed=5)
+        trainer = GanTrainer(replace(TINY, loss=loss, training=training), dataset.facts, Accelerator(cpu=True))
+        discriminator = copy.deepcopy(trainer.discriminator)
+        batches = training_batches(dataset, 8, 5, accumulation=accumulation)
+        metrics = [trainer.step(batches) for _ in range(3)]
+        assert ["r1" in values for values in metrics] == ["r2" in values for values in metrics] == [True, False, True]
+        trainers.append(trainer)
+    pixels, labels = next(training_batches(dataset, 8, 5))
+    real = pixels.double() / 127.5 - 1
+    normal = torch.randn(8, 256, generator=torch.Generator().manual_seed(seed_of(5, 0, 3)))
+    v = (16 * normal / normal.norm(dim=1, keepdim=True)).view(real.shape)
+    expected = (discriminator(real + 0.01 * v, labels) - discriminator(real, labels)).square().mean() / 0.01**2
+    assert metrics[0]["r1"].item() == pytest.approx(expected.item(), rel=1e-5)
+    for (name, a), b in zip(
+        trainers[0].discriminator.named_parameters(), trainers[1].discriminator.parameters(), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=name)
+
+
+def test_the_weight_of_a_penalty_is_a_number_or_stylegan2s_rule() -> None:
+    loss = LossConfig(r1_gamma="auto", r2_gamma=0.25)
+    trainer = GanTrainer(replace(TINY, loss=loss), ImageDataset(DataConfig()).facts, Accelerator(cpu=True))
+    assert trainer.gamma(loss.r1_gamma) == pytest.approx(0.0002 * 16 * 16 / 8)
+    assert trainer.gamma(loss.r2_gamma) == 0.25
 
 
 def rates(config: GanConfig) -> list[tuple[float, float]]:

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from maxgan.training.losses import discriminator_loss, generator_loss, gradient_penalty
+from maxgan.models import MaxViTDiscriminator
+from maxgan.training.losses import (
+    automatic_gamma,
+    directions_of,
+    discriminator_loss,
+    finite_difference_penalty,
+    generator_loss,
+    gradient_penalty,
+)
 
 
 def log_sigmoid(x: float) -> float:
@@ -23,6 +31,12 @@ def test_losses_are_the_logistic_ones() -> None:
     assert generator_loss("non_saturating", None, torch.tensor(fake)).item() == pytest.approx(
         -sum(map(log_sigmoid, fake)) / 3, rel=1e-6
     )
+
+
+def test_hinge_losses_leave_alone_what_is_beyond_the_margin() -> None:
+    real, fake = torch.tensor([0.25, -2.0, 5.0]), torch.tensor([1.5, -0.75, -3.0])
+    assert discriminator_loss("hinge", real, fake).item() == pytest.approx((0.75 + 3 + 0) / 3 + (2.5 + 0.25 + 0) / 3)
+    assert generator_loss("hinge", None, fake).item() == pytest.approx(-(1.5 - 0.75 - 3) / 3)
 
 
 def test_relativistic_losses_compare_pairs() -> None:
@@ -77,3 +91,75 @@ def test_a_scale_saves_gradients_that_float16_can_not_hold() -> None:
     # A gradient above 256 has a square that float16 can't hold.
     steep = gradient_penalty((images * 300).sum((1, 2, 3)), images)
     assert steep.item() == pytest.approx(90_000)
+
+
+def test_the_gamma_that_is_found_is_that_of_stylegan2() -> None:
+    # 1024 px and batches of 32: the value that StyleGAN2's authors print; and their hand-set 10 is of that order.
+    assert automatic_gamma(1024, 32) == pytest.approx(6.5536)
+    assert automatic_gamma(32, 64) == pytest.approx(0.0032)
+
+
+def axes(count: int) -> Tensor:
+    """All of `count` orthogonal directions, of length sqrt(count): the mean over them is that over the sphere."""
+    random = torch.randn(count, count, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return torch.linalg.qr(random)[0] * math.sqrt(count)
+
+
+def test_over_all_directions_the_finite_difference_is_the_penalty_and_so_is_its_derivative() -> None:
+    """A discriminator of attention, in float64: the error goes with the step, to first order."""
+    torch.manual_seed(0)
+    discriminator = MaxViTDiscriminator(8, 1, 0, width=8, depth=1, head_dim=4, window_size=4).double()
+    weights = list(discriminator.parameters())
+    image = torch.rand(1, 1, 8, 8, dtype=torch.float64, requires_grad=True)
+    exact = gradient_penalty(discriminator(image), image).mean()
+    slopes = torch.cat([g.flatten() for g in torch.autograd.grad(exact, weights, materialize_grads=True)])
+    errors = []
+    for step in (1e-3, 1e-4):
+        moved = discriminator(image.detach() + step * directions_of(axes(64), image.detach().expand(64, 1, 8, 8)))
+        found = finite_difference_penalty(discriminator(image.detach()), moved, step).mean()
+        gradients = torch.cat([g.flatten() for g in torch.autograd.grad(found, weights)])
+        differences = ((found - exact).abs() / exact, (gradients - slopes).norm() / slopes.norm())
+        errors.append([value.item() for value in differences])
+    for coarse, fine in zip(*errors, strict=True):
+        assert fine < 2e-3
+        assert fine == pytest.approx(coarse / 10, rel=0.1)
+
+
+def test_directions_are_of_one_length_and_favour_none() -> None:
+    normal = torch.randn(20_000, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    directions = directions_of(normal, torch.empty(20_000, 3, 2, 2, dtype=torch.float64)).flatten(1)
+    torch.testing.assert_close(directions.square().sum(1), torch.full((20_000,), 12.0, dtype=torch.float64))
+    torch.testing.assert_close(
+        directions.T @ directions / 20_000, torch.eye(12, dtype=torch.float64), atol=0.04, rtol=0
+    )
+
+
+class Once(torch.autograd.Function):
+    """tanh with a first derivative alone, as fused attention has."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return gradient * (1 - x.tanh().square())
+
+
+def test_a_finite_difference_needs_no_second_derivative() -> None:
+    images = torch.randn(3, 1, 2, 2, requires_grad=True)
+    weight = torch.randn(1, 2, 2, requires_grad=True)
+
+    def logits(x: Tensor) -> Tensor:
+        return Once.apply(weight * x).square().sum((1, 2, 3))
+
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient_penalty(logits(images), images).sum().backward()
+    images = images.detach()
+    moved = logits(images + 0.01 * directions_of(torch.randn(3, 4), images))
+    finite_difference_penalty(logits(images), moved, 0.01).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.abs().min() > 0
