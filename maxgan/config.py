@@ -17,6 +17,11 @@ LossName = Literal["non_saturating", "hinge", "relativistic"]
 Gamma = float | Literal["auto"]
 # Parts of DiffAugment (arXiv 2006.10738), by its names.
 AUGMENTATIONS = ("color", "translation", "cutout")
+# Parts of ADA (arXiv 2006.06676), by the names of its code.
+ADA = (
+    "xflip", "rotate90", "xint", "scale", "rotate", "aniso", "xfrac", "brightness", "contrast", "lumaflip", "hue",
+    "saturation",
+)  # fmt: skip
 GeluForm = Literal["tanh", "erf"]
 Padding = Literal["same", "symmetric"]
 Shortcut = Literal["pool2", "pool3"]
@@ -362,16 +367,56 @@ class LossConfig:
             )
         if not (self.bcr_real >= 0 and self.bcr_fake >= 0):
             raise ValueError(f"loss.bcr_real and loss.bcr_fake must be 0 or more, not {self.bcr_real}, {self.bcr_fake}")
-        parts = self.bcr_augment.split(",")
-        if any(part not in AUGMENTATIONS for part in parts) or len(set(parts)) < len(parts):
-            raise ValueError(
-                f"loss.bcr_augment must join some of {', '.join(AUGMENTATIONS)} by ',', each once, like "
-                f"color,translation; not {self.bcr_augment!r}"
-            )
+        _check_policy("loss.bcr_augment", self.bcr_augment, AUGMENTATIONS)
         if self.penalty_interval < 1:
             raise ValueError(f"loss.penalty_interval must be at least 1, not {self.penalty_interval}")
         if not self.penalty_step > 0:
             raise ValueError(f"loss.penalty_step must be above 0, not {self.penalty_step}: take 0.1")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Augmentation T of all that the discriminator sees in training: D(x) is D(T(x)) in both losses, in the penalties,
+    whose gradient is taken by x, before T, and in bCR. One T is drawn for each image and update of a network."""
+
+    policy: str | None = None
+    """What T is made of, joined by commas: `ada`, or some of its parts `xflip`, `rotate90`, `xint`, `scale`, `rotate`,
+    `aniso`, `xfrac`, `brightness`, `contrast`, `lumaflip`, `hue`, `saturation`; then DiffAugment's `color`,
+    `translation`, `cutout`, in their order; unset: nothing."""
+    probability: float = 1.0
+    """Probability of each part for each image; ADA's parts stay out of the samples up to about 0.8."""
+    target: float | None = None
+    """Adaptive probability, from 0, in place of a given one: it rises while the mean sign of D at reals (with the
+    relativistic loss: of D(real) - D(fake)) is above this, 0.6 in ADA, and falls below; unset: not adaptive."""
+    adapt_images: int = 500_000
+    """Images in which the adaptive probability can go from 0 to 1."""
+
+    def __post_init__(self) -> None:
+        if self.policy is not None:
+            _check_policy("augment.policy", self.policy, (*AUGMENTATIONS, "ada", *ADA))
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"augment.probability must be from 0 to 1, not {self.probability}")
+        if self.target is not None and (self.policy is None or self.probability != 1):
+            raise ValueError(
+                f"augment.target {self.target} adapts the probability of augment.policy: set that, and leave "
+                "augment.probability out"
+            )
+        if self.target is not None and not -1 < self.target < 1:
+            raise ValueError(f"augment.target must be between -1 and 1, not {self.target}: take 0.6")
+        if self.adapt_images < 1:
+            raise ValueError(f"augment.adapt_images must be at least 1, not {self.adapt_images}")
+
+
+def _check_policy(setting: str, policy: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless a policy names augmentations, each once."""
+    parts = policy.split(",")
+    if any(part not in choices for part in parts) or len(set(parts)) < len(parts):
+        raise ValueError(
+            f"{setting} must join some of {', '.join(choices)} by ',', each once, like color,translation; not "
+            f"{policy!r}"
+        )
+    if "ada" in parts and not set(parts).isdisjoint(ADA):
+        raise ValueError(f"{setting} {policy!r} names parts of ada beside ada, which is all of them: leave them out")
 
 
 @dataclass(frozen=True)
@@ -599,6 +644,7 @@ class GanConfig:
     discriminator: DiscriminatorConfig = field(default_factory=lambda: DiscriminatorConfig(3 / 64, 192))
     maxvit_discriminator: MaxViTDiscriminatorConfig = field(default_factory=MaxViTDiscriminatorConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

@@ -10,6 +10,7 @@ import pytest
 
 from maxgan import config as module
 from maxgan.config import (
+    AugmentConfig,
     BackboneConfig,
     ClassifierConfig,
     ClassifierOptimConfig,
@@ -40,6 +41,7 @@ OTHERS: dict[str, Any] = {
     "optim.min_lr": 1e-4,
     "optim.final_lr": 1e-6,
     "loss.bcr_augment": "color",
+    "augment.policy": "ada,cutout",
 }
 
 
@@ -82,8 +84,12 @@ FREE = {
     "data.workers", "data.on_error", "test", "test_crop", "evaluate", "backbone.checkpointing", "dry_run",
     "dry_classes",
 }  # fmt: skip
-# Settings of a network can be changed where it is chosen.
-CHOOSING = {"hit": NetworksConfig(generator="hit"), "maxvit_discriminator": NetworksConfig(discriminator="maxvit")}
+# Settings of a network, or of an augmentation, can be changed where there is one.
+CHOOSING: dict[str, dict[str, Any]] = {
+    "hit": {"networks": NetworksConfig(generator="hit")},
+    "maxvit_discriminator": {"networks": NetworksConfig(discriminator="maxvit")},
+    "augment": {"augment": AugmentConfig("color")},
+}
 
 
 @pytest.mark.parametrize("config_class", TRAININGS)
@@ -94,8 +100,7 @@ def test_the_hash_changes_with_each_learning_setting_and_no_other(config_class: 
     for name, _ in fields(default):
         if (config_class, name) == (ClassifierConfig, "run.sample_every"):
             continue  # a classifier has but one value of it
-        networks = CHOOSING.get(name.partition(".")[0])
-        config = dataclasses.replace(default, networks=networks) if networks else default
+        config = dataclasses.replace(default, **CHOOSING.get(name.partition(".")[0], {}))
         original = learning_hash(config)
         new = learning_hash(changed(config, name))
         free = name in FREE or name.startswith(("run.", "evaluation.", "watchdog."))
@@ -151,6 +156,13 @@ def test_differences_are_named_with_both_values() -> None:
         (lambda: LossConfig(bcr_augment="color,blur"), "loss.bcr_augment must join some of color, translation, cutout"),
         (lambda: LossConfig(bcr_augment="color,color"), "each once, like color,translation; not 'color,color'"),
         (lambda: LossConfig(bcr_augment=""), "loss.bcr_augment must join .* not ''"),
+        (lambda: AugmentConfig("ada,hue"), "augment.policy 'ada,hue' names parts of ada beside ada"),
+        (lambda: AugmentConfig("blur"), "augment.policy must join some of color, .*, ada, xflip, .* not 'blur'"),
+        (lambda: AugmentConfig("ada", 1.5), "augment.probability must be from 0 to 1, not 1.5"),
+        (lambda: AugmentConfig(target=0.6), "augment.target 0.6 adapts the probability of augment.policy: set that"),
+        (lambda: AugmentConfig("ada", 0.5, 0.6), "leave augment.probability out"),
+        (lambda: AugmentConfig("ada", target=1), "augment.target must be between -1 and 1, not 1: take 0.6"),
+        (lambda: AugmentConfig("ada", adapt_images=0), "augment.adapt_images must be at least 1, not 0"),
         (lambda: GanConfig(dry_classes=-1), "dry_classes must be 0 or more, not -1"),
         (lambda: OptimConfig(lr=0), "optim.lr and optim.discriminator_lr must be above 0, not 0, None"),
         (lambda: OptimConfig(discriminator_lr=-1), "optim.discriminator_lr must be above 0"),

@@ -66,17 +66,20 @@ def test_two_processes_train_hits_way_as_one_does(tmp_path: Path) -> None:
         "--data.resolution=32", "--networks.generator=hit", "--networks.discriminator=maxvit", "--hit.latent_dim=8",
         "--hit.latent_tokens=4", "--hit.widths=[16, 16, 8]", "--hit.heads=[4, 2, 2]", "--hit.norm_group=4",
         "--maxvit_discriminator.width=8", "--maxvit_discriminator.head_dim=4", "--maxvit_discriminator.depth=1",
-        "--optim.updates=simultaneous", "--loss.bcr_real=1", "--loss.bcr_fake=1", "--training.batch_size=16",
-        "--training.accumulation=2", "--training.images=48", "--run.tracker=none", "--run.log_every=16",
+        "--optim.updates=simultaneous", "--loss.bcr_real=1", "--loss.bcr_fake=1", "--loss.r2_gamma=1",
+        "--loss.penalty=finite_difference", "--augment.policy=ada,color", "--augment.target=-0.9",
+        "--augment.adapt_images=200", "--training.batch_size=16", "--training.accumulation=2", "--training.images=96",
+        "--run.tracker=none", "--run.log_every=16",
         "--run.threads=1", "--evaluation.enabled=false",
     ]  # fmt: skip
     train = [str(ROOT / "train_gan.py"), *options]
     run([*TWO, *train, "--run.directory=two"], tmp_path)
     run([sys.executable, *train, "--run.directory=one"], tmp_path)
     one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
-    assert len(one) == len(two) == 3
+    assert len(one) == len(two) == 6
+    assert [line["augment_probability"] for line in two] == pytest.approx([0, 0, 0, 0, 0.32, 0.32])
     for a, b in zip(one, two, strict=True):
-        for name in ("loss_discriminator", "loss_generator", "r1", "bcr_real", "bcr_fake", "real_logit", "fake_logit"):
+        for name in ("loss_discriminator", "loss_generator", "r1", "r2", "bcr_real", "bcr_fake", "real_logit"):
             assert b[name] == pytest.approx(a[name], rel=1e-2, abs=1e-3), name
 
 

@@ -1,4 +1,5 @@
-"""Random augmentation of batches that gradients pass through, for the consistency of a discriminator (bCR)."""
+"""Random augmentation of batches that gradients pass through: of all that a discriminator sees, and for its consistency
+(bCR)."""
 
 from __future__ import annotations
 
@@ -7,21 +8,38 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from maxgan.config import ADA
+from maxgan.training.ada import ADA_DRAWS, ada, split_alpha
+
 DRAWS = 7
-"""Random numbers for one image: three for its colours, two for its place, two for what is cut out."""
+"""Random numbers for one image and DiffAugment: three for its colours, two for its place, two for what is cut out."""
+ALL_DRAWS = DRAWS + 3 + ADA_DRAWS
+"""And further, whether each of those happens, and those of ADA."""
 
 
-def augment(images: Tensor, draws: Tensor, policy: str) -> Tensor:
-    """Change each image by its own random numbers: DiffAugment (arXiv 2006.10738, appendix), differentiable.
+def augment(images: Tensor, draws: Tensor, policy: str, probability: float = 1.0) -> Tensor:
+    """Change each image by its own random numbers: ADA's parts, in their own order (see `ada`), then those of
+    DiffAugment (arXiv 2006.10738, appendix); differentiable.
 
     Args:
         images: `(N, C, H, H)` in [-1, 1], H a power of two from 8; the result may leave that range.
-        draws: `(N, 7)`, uniform in [0, 1); each augmentation has its own columns, whatever the policy.
-        policy: names of `AUGMENTATIONS` joined by commas, applied in that order.
+        draws: `(N, 38)`, uniform in [0, 1); for DiffAugment's parts, all at probability 1, `(N, 7)` are enough. Each
+            augmentation has its own columns, whatever the policy.
+        policy: names of `AUGMENTATIONS` and `ADA` joined by commas, `ada` for all of the latter; DiffAugment's are
+            applied in that order.
+        probability: of each part for each image, independently.
     """
-    for name in policy.split(","):
-        change, columns = _CHANGES[name]
-        images = change(images, *draws[:, columns].T.reshape(-1, len(images), 1, 1, 1))
+    names = policy.split(",")
+    if chosen := [name for name in ADA if name in names or "ada" in names]:
+        images = ada(images, draws[:, DRAWS + 3 :], chosen, probability)
+    for name in names:
+        if name not in _CHANGES:
+            continue
+        change, columns, gate = _CHANGES[name]
+        changed = change(images, *draws[:, columns].T.reshape(-1, len(images), 1, 1, 1))
+        if probability < 1:
+            changed = torch.where((draws[:, gate] < probability)[:, None, None, None], changed, images)
+        images = changed
     return images
 
 
@@ -30,8 +48,7 @@ def change_colour(images: Tensor, brightness: Tensor, saturation: Tensor, contra
 
     b is uniform in [-0.5, 0.5), s in [0, 2), c in [0.5, 1.5). The draws are `(N, 1, 1, 1)`, uniform in [0, 1).
     """
-    channels = images.shape[1]
-    colours, alpha = images.split([channels - 1, 1] if channels % 2 == 0 else [channels, 0], 1)
+    colours, alpha = split_alpha(images)
     colours = colours + (brightness - 0.5)
     grey = colours.mean(1, keepdim=True)
     colours = grey + (colours - grey) * (2 * saturation)
@@ -81,8 +98,8 @@ def _pixels(images: Tensor, axis: int) -> Tensor:
     return torch.arange(images.shape[axis], device=images.device).view(shape)
 
 
-_CHANGES: dict[str, tuple[Callable[..., Tensor], slice]] = {
-    "color": (change_colour, slice(0, 3)),
-    "translation": (translate, slice(3, 5)),
-    "cutout": (cut_out, slice(5, 7)),
+_CHANGES: dict[str, tuple[Callable[..., Tensor], slice, int]] = {
+    "color": (change_colour, slice(0, 3), DRAWS),
+    "translation": (translate, slice(3, 5), DRAWS + 1),
+    "cutout": (cut_out, slice(5, 7), DRAWS + 2),
 }

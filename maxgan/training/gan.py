@@ -15,7 +15,8 @@ from maxgan.config import Gamma, GanConfig, ImageFacts, LossConfig
 from maxgan.data.loader import Batch
 from maxgan.data.transforms import to_float
 from maxgan.models.build import build_discriminator, build_generator
-from maxgan.training.augment import DRAWS, augment
+from maxgan.training.ada import AdaptiveProbability
+from maxgan.training.augment import ALL_DRAWS, DRAWS, augment
 from maxgan.training.averaging import moving_average
 from maxgan.training.draws import seed_of
 from maxgan.training.losses import (
@@ -31,7 +32,7 @@ from maxgan.training.signs import ACCURACY, VARIETY, accuracy, variety
 from maxgan.training.watchdog import Watchdog
 
 # What random numbers are for, so that no two uses share a stream.
-DISCRIMINATOR, GENERATOR, CHANGES, REAL_DIRECTIONS, FAKE_DIRECTIONS = range(5)
+DISCRIMINATOR, GENERATOR, CHANGES, REAL_DIRECTIONS, FAKE_DIRECTIONS, AUGMENT_D, AUGMENT_G = range(7)
 Images = tuple[Tensor, Tensor | None]
 """Images `(N, C, H, W)` in [-1, 1] and their labels `(N,)`, None without classes."""
 
@@ -45,12 +46,14 @@ class DiscriminatorObjective(nn.Module):
     Args:
         discriminator: images and labels to logits.
         config: of the loss.
+        policy: of the augmentation of all that it sees; None for none.
     """
 
-    def __init__(self, discriminator: nn.Module, config: LossConfig) -> None:
+    def __init__(self, discriminator: nn.Module, config: LossConfig, policy: str | None = None) -> None:
         super().__init__()
         self.discriminator = discriminator
         self.config = config
+        self.policy = policy
 
     def forward(
         self,
@@ -64,6 +67,9 @@ class DiscriminatorObjective(nn.Module):
         changed_fake: Tensor | None = None,
         real_directions: Tensor | None = None,
         fake_directions: Tensor | None = None,
+        real_draws: Tensor | None = None,
+        fake_draws: Tensor | None = None,
+        probability: float = 1.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its parts.
 
@@ -76,7 +82,15 @@ class DiscriminatorObjective(nn.Module):
                 it out.
             real_directions, fake_directions: where the penalties are finite differences, those of R1 and R2, `(N, C, H,
                 W)`; None leaves one out.
+            real_draws, fake_draws, probability: of the augmentation, see `augment`; None without one.
         """
+
+        def see(images: Tensor, labels: Tensor | None, draws: Tensor | None) -> Tensor:
+            if self.policy is not None and draws is not None:
+                images = augment(images, draws, self.policy, probability)
+            logits: Tensor = self.discriminator(images, labels)
+            return logits
+
         # Other tensors than the caller's: those must not come back asking for a gradient, which the generator's update
         # would then compute for nothing.
         real, fake = real.detach(), fake.detach()
@@ -86,22 +100,23 @@ class DiscriminatorObjective(nn.Module):
         exact_r1, exact_r2 = exact and r1_gamma > 0, exact and r2_gamma > 0
         if exact_r1 == exact_r2:
             both = torch.cat([real, fake]).requires_grad_(exact_r1)
-            logits = self.discriminator(both, None if labels is None else labels.repeat(2))
+            draws = None if real_draws is None or fake_draws is None else torch.cat([real_draws, fake_draws])
+            logits = see(both, None if labels is None else labels.repeat(2), draws)
             real_logits, fake_logits = logits.chunk(2)
             if both.requires_grad:
                 penalties["r1"], penalties["r2"] = gradient_penalty(logits, both, scale).chunk(2)
         else:
             name, images = ("r1", real) if exact_r1 else ("r2", fake)
             images.requires_grad_()
-            real_logits, fake_logits = self.discriminator(real, labels), self.discriminator(fake, labels)
+            real_logits, fake_logits = see(real, labels, real_draws), see(fake, labels, fake_draws)
             penalties[name] = gradient_penalty(real_logits if name == "r1" else fake_logits, images, scale)
-        for name, images, logits, directions in (
-            ("r1", real, real_logits, real_directions),
-            ("r2", fake, fake_logits, fake_directions),
+        for name, images, draws, logits, directions in (
+            ("r1", real, real_draws, real_logits, real_directions),
+            ("r2", fake, fake_draws, fake_logits, fake_directions),
         ):
             if directions is not None:
                 step = self.config.penalty_step
-                moved_logits = self.discriminator(images + step * directions, labels)
+                moved_logits = see(images + step * directions, labels, draws)
                 penalties[name] = finite_difference_penalty(logits, moved_logits, step)
         loss = discriminator_loss(self.config.name, real_logits, fake_logits)
         values = {
@@ -110,15 +125,19 @@ class DiscriminatorObjective(nn.Module):
             "fake_logit": fake_logits.mean(),
             ACCURACY: accuracy(real_logits, fake_logits),
         }
+        if real_draws is not None:
+            # What a relativistic D says of a real is how much more it says of it than of a fake.
+            margin = real_logits - fake_logits if self.config.name == "relativistic" else real_logits
+            values["real_sign"] = margin.sign().mean()
         for name, penalty in penalties.items():
             values[name] = penalty.mean()
             loss = loss + 0.5 * gammas[name] * values[name]
-        for name, weight, logits, changed in (
-            ("bcr_real", self.config.bcr_real, real_logits, changed_real),
-            ("bcr_fake", self.config.bcr_fake, fake_logits, changed_fake),
+        for name, weight, logits, changed, draws in (
+            ("bcr_real", self.config.bcr_real, real_logits, changed_real, real_draws),
+            ("bcr_fake", self.config.bcr_fake, fake_logits, changed_fake, fake_draws),
         ):
             if changed is not None:
-                values[name] = F.mse_loss(self.discriminator(changed.detach(), labels), logits)
+                values[name] = F.mse_loss(see(changed.detach(), labels, draws), logits)
                 loss = loss + weight * values[name]
         return loss, values
 
@@ -167,14 +186,23 @@ class GanTrainer:
         networks = {"generator": generator, "discriminator": discriminator}
         optimizers = {"generator": optimizer_g, "discriminator": optimizer_d}
         self.watchdog = Watchdog(accelerator, networks, optimizers, config.training.batch_size)
+        self.adaptive: AdaptiveProbability | None = None
+        if config.augment.target is not None:
+            self.adaptive = AdaptiveProbability(config.augment, config.training.batch_size, accelerator.device)
+        objective = DiscriminatorObjective(discriminator, config.loss, config.augment.policy)
         self.generator, self.objective, self.optimizer_g, self.optimizer_d = accelerator.prepare(
-            generator, DiscriminatorObjective(discriminator, config.loss), optimizer_g, optimizer_d
+            generator, objective, optimizer_g, optimizer_d
         )
 
     @property
     def update(self) -> int:
         """Number of updates done."""
         return self.images_seen // self.config.training.batch_size
+
+    @property
+    def probability(self) -> float:
+        """Probability of each part of the augmentation."""
+        return self.config.augment.probability if self.adaptive is None else self.adaptive.value
 
     def gamma(self, setting: Gamma) -> float:
         """Return the weight of a penalty."""
@@ -193,6 +221,10 @@ class GanTrainer:
             [self._to_device(*next(batches)) for _ in range(self.config.training.accumulation)]
         )
         self.watchdog.watch_metrics(metrics, self.update)
+        if self.config.augment.policy is not None:
+            metrics["augment_probability"] = torch.tensor(self.probability, device=self.accelerator.device)
+        if self.adaptive is not None:
+            self.adaptive.add(metrics["real_sign"], self.update, self.accelerator)
         self.images_seen += self.config.training.batch_size
         self.ema.update_parameters(self.accelerator.unwrap_model(self.generator))
         return metrics
@@ -212,11 +244,15 @@ class GanTrainer:
         return metrics | self._update_generator(micro)[0]
 
     def state(self) -> dict[str, Tensor]:
-        """Return the moving average: all that isn't in the networks and optimisers that the accelerator saves."""
-        return dict(self.ema.state_dict())
+        """Return the moving average, and the augmentation's probability where it adapts: all that isn't in the networks
+        and optimisers that the accelerator saves."""
+        adaptive = {} if self.adaptive is None else self.adaptive.state()
+        return dict(self.ema.state_dict()) | {f"augment.{name}": tensor for name, tensor in adaptive.items()}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `state` gave."""
+        if self.adaptive is not None:
+            self.adaptive.restore({name: tensors.pop(f"augment.{name}") for name in self.adaptive.state()})
         self.ema.load_state_dict(tensors)
 
     def _fakes(self, micro: list[Images]) -> Iterator[Tensor]:
@@ -237,7 +273,8 @@ class GanTrainer:
             self._directions(FAKE_DIRECTIONS, gammas[1], micro),
             strict=True,
         )
-        for i, ((real, labels), fake, draw, pair) in enumerate(zip(micro, fakes, draws, directions, strict=True)):
+        rows = zip(micro, fakes, draws, directions, self._augmentations(AUGMENT_D, parts), strict=True)
+        for i, ((real, labels), fake, draw, pair, seen) in enumerate(rows):
             changed = [
                 augment(images, part, config.bcr_augment) if weight else None
                 for images, part, weight in zip(
@@ -245,7 +282,9 @@ class GanTrainer:
                 )
             ]
             with self._accumulating(self.objective, i + 1 < parts):
-                loss, values = self.objective(real, fake, labels, *gammas, self._loss_scale(), *changed, *pair)
+                loss, values = self.objective(
+                    real, fake, labels, *gammas, self._loss_scale(), *changed, *pair, *seen, self.probability
+                )
                 self.accelerator.backward(loss / parts)
             _add(metrics, values | {VARIETY: variety(real, fake)}, parts)
         self.watchdog.watch_gradients("discriminator", self.update)
@@ -261,13 +300,18 @@ class GanTrainer:
         # The gradient passes through D to G and leaves no trace in D.
         self.discriminator.requires_grad_(False)
         latents = self._draws(GENERATOR, self.latent_dim, torch.randn)
-        for i, ((real, labels), z) in enumerate(zip(micro, latents, strict=True)):
+        rows = zip(micro, latents, self._augmentations(AUGMENT_G, parts), strict=True)
+        for i, ((real, labels), z, (real_draws, fake_draws)) in enumerate(rows):
             with self._accumulating(self.generator, i + 1 < parts):
                 fake = self.generator(z, labels)
                 with self.accelerator.autocast():  # what `prepare` wraps is the objective, not D
                     # No gradient of D is kept and the reals need none: their pass costs a forward alone.
-                    real_logits = self.discriminator(real, labels) if name == "relativistic" else None
-                    loss = generator_loss(name, real_logits, self.discriminator(fake, labels))
+                    real_logits = None
+                    if name == "relativistic":
+                        real_logits = self.discriminator(self._augmented(real, real_draws), labels)
+                    loss = generator_loss(
+                        name, real_logits, self.discriminator(self._augmented(fake, fake_draws), labels)
+                    )
                 self.accelerator.backward(loss / parts)
             fakes.append(fake.detach())
             _add(metrics, {"loss_generator": loss}, parts)
@@ -286,6 +330,18 @@ class GanTrainer:
         first = self.accelerator.process_index * share
         for part in numbers[first : first + share].chunk(training.accumulation):
             yield part.to(self.accelerator.device, non_blocking=True)
+
+    def _augmentations(self, phase: int, parts: int) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+        """Yield the draws of the augmentation of reals and of fakes for every micro-batch; None without one."""
+        if self.config.augment.policy is None:
+            yield from [(None, None)] * parts
+            return
+        for draws in self._draws(phase, 2 * ALL_DRAWS, torch.rand):
+            yield draws[:, :ALL_DRAWS], draws[:, ALL_DRAWS:]
+
+    def _augmented(self, images: Tensor, draws: Tensor | None) -> Tensor:
+        policy = self.config.augment.policy
+        return images if policy is None or draws is None else augment(images, draws, policy, self.probability)
 
     def _directions(self, phase: int, gamma: float, micro: list[Images]) -> Iterator[Tensor | None]:
         """Yield directions of the finite difference for every micro-batch of this update; None where it needs none."""

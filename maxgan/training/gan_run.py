@@ -37,6 +37,7 @@ PANELS = {
     "penalties": ("r1", "r2"),
     "consistency": ("bcr_real", "bcr_fake"),
     "signs of collapse": ("discriminator_accuracy", "variety"),
+    "augmentation": ("augment_probability", "real_sign"),
     "speed": ("images_per_second",),
     "Fréchet distance": ("fd",),
     "likeness": ("precision", "recall", "density", "coverage"),

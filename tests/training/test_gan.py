@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from maxgan.config import (
+    AugmentConfig,
     DataConfig,
     DiscriminatorConfig,
     GanConfig,
@@ -23,7 +24,7 @@ from maxgan.config import (
 )
 from maxgan.data.loader import ImageDataset, training_batches
 from maxgan.models import ResidualDiscriminator
-from maxgan.training.augment import augment
+from maxgan.training.augment import ALL_DRAWS, augment
 from maxgan.training.draws import seed_of
 from maxgan.training.gan import DiscriminatorObjective, GanTrainer
 
@@ -34,12 +35,18 @@ TINY = GanConfig(
 )
 
 
-def naive_penalty(discriminator: ResidualDiscriminator, images: Tensor, labels: Tensor) -> Tensor:
-    """Mean over images, one by one, of the squared norm of the gradient."""
+POLICY = "ada,cutout"
+
+
+def naive_penalty(
+    discriminator: ResidualDiscriminator, images: Tensor, labels: Tensor, draws: Tensor | None = None, p: float = 1
+) -> Tensor:
+    """Mean over images, one by one, of the squared norm of the gradient, through their augmentation."""
     norms = []
-    for image, label in zip(images, labels, strict=True):
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         x = image[None].clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(discriminator(x, label[None]).sum(), x, create_graph=True)
+        seen = x if draws is None else augment(x, draws[i : i + 1], POLICY, p)
+        (gradient,) = torch.autograd.grad(discriminator(seen, label[None]).sum(), x, create_graph=True)
         norms.append(gradient.square().sum())
     return torch.stack(norms).mean()
 
@@ -106,6 +113,31 @@ def test_consistency_is_the_squared_distance_of_the_logits(weights: tuple[float,
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("gammas", [(0.0, 0.0), (0.7, 0.0), (0.0, 0.3), (0.7, 0.3)])
+def test_all_that_d_sees_is_augmented_and_penalties_are_of_the_images_before(gammas: tuple[float, float]) -> None:
+    torch.manual_seed(0)
+    discriminator = ResidualDiscriminator(8, 1, 3, max_width=8).double()
+    images = torch.randn(4, 4, 1, 8, 8).double()
+    draws = torch.rand(2, 4, ALL_DRAWS).double()
+    labels = torch.tensor([0, 1, 2, 1])
+    config = LossConfig("non_saturating", bcr_real=3.0, bcr_fake=2.0)
+    objective = DiscriminatorObjective(discriminator, config, POLICY)
+    value, parts = objective(*images[:2], labels, *gammas, 1.0, *images[2:], None, None, *draws, 0.7)
+    real, fake, changed_real, changed_fake = (
+        discriminator(augment(x, draws[side], POLICY, 0.7), labels)
+        for x, side in zip(images, (0, 1, 0, 1), strict=True)
+    )
+    expected = LOSSES["non_saturating"](real, fake)
+    expected = expected + 3 * (changed_real - real).square().mean() + 2 * (changed_fake - fake).square().mean()
+    for gamma, x, numbers in zip(gammas, images, draws, strict=False):
+        expected = expected + gamma / 2 * naive_penalty(discriminator, x, labels, numbers, 0.7)
+    torch.testing.assert_close(value, expected)
+    parameters = list(discriminator.parameters())
+    for a, b in zip(torch.autograd.grad(value, parameters), torch.autograd.grad(expected, parameters), strict=True):
+        torch.testing.assert_close(a, b)
+    assert parts["real_sign"] == real.sign().mean()
+
+
 @pytest.mark.parametrize("gammas", [(0.7, 0.0), (0.0, 0.3), (0.7, 0.3)])
 def test_finite_differences_stand_in_for_the_penalties(gammas: tuple[float, float]) -> None:
     torch.manual_seed(0)
@@ -138,20 +170,21 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("loss", "updates", "accumulation"),
+    ("loss", "updates", "accumulation", "policy"),
     [
-        ("non_saturating", "simultaneous", 4),
-        ("relativistic", "simultaneous", 1),
-        ("non_saturating", "alternating", 1),
-        ("relativistic", "alternating", 4),
+        ("non_saturating", "simultaneous", 4, None),
+        ("relativistic", "simultaneous", 1, POLICY),
+        ("non_saturating", "alternating", 1, None),
+        ("relativistic", "alternating", 4, POLICY),
     ],
 )
 @pytest.mark.usefixtures("in_float64")
-def test_updates_are_those_of_the_formulas(loss: str, updates: str, accumulation: int) -> None:
+def test_updates_are_those_of_the_formulas(loss: str, updates: str, accumulation: int, policy: str | None) -> None:
     """Two whole updates beside a plain loop that knows neither micro-batches nor which gradients can be left out."""
     config = replace(
         TINY,
         loss=LossConfig(loss, r1_gamma=2.0, bcr_real=1.0, bcr_fake=0.5),  # type: ignore[arg-type]
+        augment=AugmentConfig(policy, 0.7),
         optim=OptimConfig(updates=updates, lr=1e-3, discriminator_lr=2e-3, final_lr=None),  # type: ignore[arg-type]
         training=TrainingConfig(images=16, batch_size=8, accumulation=accumulation, seed=5),
     )
@@ -164,17 +197,28 @@ def test_updates_are_those_of_the_formulas(loss: str, updates: str, accumulation
     def latents(update: int, phase: int) -> Tensor:
         return torch.randn(8, 8, generator=torch.Generator().manual_seed(seed_of(5, update, phase)))
 
+    def augmentation(update: int, phase: int) -> Iterator[Tensor | None]:
+        """The draws of reals and of fakes."""
+        draws = torch.rand(8, 2 * ALL_DRAWS, generator=torch.Generator().manual_seed(seed_of(5, update, phase)))
+        return (numbers if policy else None for numbers in draws.split(ALL_DRAWS, 1))
+
+    def see(images: Tensor, labels: Tensor, draws: Tensor | None) -> Tensor:
+        logits: Tensor = d(images if draws is None else augment(images, draws, POLICY, 0.7), labels)
+        return logits
+
     def loss_d(real: Tensor, fake: Tensor, labels: Tensor, update: int) -> Tensor:
-        a, b = d(real, labels), d(fake, labels)
+        seen = tuple(augmentation(update, 5))
+        a, b = see(real, labels, seen[0]), see(fake, labels, seen[1])
         value = F.softplus(b - a).mean() if loss == "relativistic" else (F.softplus(-a) + F.softplus(b)).mean()
         draws = torch.rand(8, 14, generator=torch.Generator().manual_seed(seed_of(5, update, 2)))
-        for weight, images, numbers in ((1.0, real, draws[:, :7]), (0.5, fake, draws[:, 7:])):
+        for weight, images, numbers, side in ((1.0, real, draws[:, :7], 0), (0.5, fake, draws[:, 7:], 1)):
             changed = augment(images, numbers, "color,translation,cutout")
-            value = value + weight * (d(changed, labels) - d(images, labels)).square().mean()
-        return value + 2.0 / 2 * naive_penalty(d, real, labels)
+            distance = see(changed, labels, seen[side]) - see(images, labels, seen[side])
+            value = value + weight * distance.square().mean()
+        return value + 2.0 / 2 * naive_penalty(d, real, labels, seen[0], 0.7)
 
-    def loss_g(real: Tensor, fake: Tensor, labels: Tensor) -> Tensor:
-        a, b = d(real, labels), d(fake, labels)
+    def loss_g(real: Tensor, fake: Tensor, labels: Tensor, update: int) -> Tensor:
+        a, b = (see(x, labels, draws) for x, draws in zip((real, fake), augmentation(update, 6), strict=True))
         return (F.softplus(a - b) if loss == "relativistic" else F.softplus(-b)).mean()
 
     def descend(adam: torch.optim.Adam, network: torch.nn.Module, value: Tensor) -> None:
@@ -191,7 +235,7 @@ def test_updates_are_those_of_the_formulas(loss: str, updates: str, accumulation
         real = pixels.double() / 127.5 - 1
         if updates == "simultaneous":
             fake = g(latents(update, 1), labels)
-            values = loss_d(real, fake.detach(), labels, update), loss_g(real, fake, labels)
+            values = loss_d(real, fake.detach(), labels, update), loss_g(real, fake, labels, update)
             gradients = torch.autograd.grad(values[1], list(g.parameters()))  # with D as it was
             descend(adam_d, d, values[0])
             for parameter, gradient in zip(g.parameters(), gradients, strict=True):
@@ -200,7 +244,7 @@ def test_updates_are_those_of_the_formulas(loss: str, updates: str, accumulation
         else:
             values = (loss_d(real, g(latents(update, 0), labels).detach(), labels, update),)
             descend(adam_d, d, values[0])
-            values = (*values, loss_g(real, g(latents(update, 1), labels), labels))
+            values = (*values, loss_g(real, g(latents(update, 1), labels), labels, update))
             descend(adam_g, g, values[1])
         assert metrics["loss_generator"].item() == pytest.approx(values[1].item(), rel=1e-5)
         assert metrics["bcr_real"] > 0

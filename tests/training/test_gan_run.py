@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from maxgan.checkpoint import load_model
 from maxgan.config import (
+    AugmentConfig,
     DataConfig,
     DiscriminatorConfig,
     EvaluationConfig,
@@ -61,9 +62,10 @@ HIT = replace(
     discriminator=GanConfig().discriminator,
     maxvit_discriminator=MaxViTDiscriminatorConfig(width=4, depth=1, head_dim=4),
     loss=LossConfig("non_saturating", r1_gamma=1.0, bcr_real=1.0, bcr_fake=0.5, bcr_augment="cutout,color"),
+    augment=AugmentConfig("ada,cutout", target=-0.9, adapt_images=1000),
     optim=OptimConfig(updates="simultaneous"),
-    training=TrainingConfig(images=16, batch_size=8, accumulation=2),
-    run=replace(TINY.run, checkpoint_every=8, log_every=8),
+    training=TrainingConfig(images=24, batch_size=4),
+    run=replace(TINY.run, checkpoint_every=12, log_every=4),
 )
 
 
@@ -197,11 +199,14 @@ def test_the_baseline_with_all_options_is_resumed_and_sampled(whole: Path, tmp_p
     first, second = tmp_path / "first", tmp_path / "second"
     assert train(at(first, HIT)) == 0
     shutil.copytree(first, second)
-    shutil.rmtree(second / "checkpoints" / "images-000000016")
+    shutil.rmtree(second / "checkpoints" / "images-000000024")
     assert train(at(second, HIT)) == 0
-    assert_same(first / "checkpoints/images-000000016", second / "checkpoints/images-000000016")
+    assert_same(first / "checkpoints/images-000000024", second / "checkpoints/images-000000024")
     assert without_times(first) == without_times(second)
     assert {"bcr_real", "bcr_fake", "r1"} <= without_times(first)[-1].keys()
+    # Adapted once, after four updates, the sum of the signs of three lying in a checkpoint.
+    probabilities = [line["augment_probability"] for line in without_times(first)]
+    assert probabilities == pytest.approx([0, 0, 0, 0, 0.016, 0.016])
 
     generator = load_generator(first)
     assert isinstance(generator, HiTGenerator)
