@@ -865,6 +865,23 @@ class EvaluateConfig(ScoreConfig):
             raise ValueError(f"save_reference must be an .npz file, not {self.save_reference}")
 
 
+@dataclass(frozen=True)
+class ReportConfig:
+    """Make one self-contained HTML page for a run: `python -m maxgan.report RUN`.
+
+    It shows samples over time, curves, scores, settings and speed, and works on an unfinished run as well.
+    """
+
+    run: str | None = None
+    """The run's folder; unset: the one in `runs` that was started last."""
+    output: str | None = None
+    """The page, an .html file, which is replaced if it is there; unset: report.html in the run's folder."""
+
+    def __post_init__(self) -> None:
+        if self.output is not None and not self.output.lower().endswith((".html", ".htm")):
+            raise ValueError(f"output must be an .html file, not {self.output}")
+
+
 # Sections and fields that don't change what is learned: a run may be continued with other values of these.
 FREE = (
     "run", "evaluation", "watchdog", "dry_run", "dry_classes", "test", "test_crop", "evaluate", "data.workers",

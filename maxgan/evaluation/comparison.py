@@ -60,8 +60,8 @@ class Scores:
         class_fd = {int(label): value for label, value in values["class_fd"].items()}
         return cls(**{**values, "protocol": Protocol(**protocol), "class_fd": class_fd})
 
-    def table(self) -> str:
-        """Return the scores as aligned text, a line each, under a line that says what was compared."""
+    def rows(self) -> list[tuple[str, float, float | None]]:
+        """Return name, value and, where there is one, deviation of each score."""
         p, m = self.protocol, self.metrics
         rows: list[tuple[str, str, str | None]] = [
             (p.frechet, "fd", None),
@@ -78,14 +78,22 @@ class Scores:
             (f"{p.frechet} within a class", "class_fd", None),
             ("class accuracy", "accuracy", None),
         ]
-        rows = [row for row in rows if row[1] in m]
-        width = max((len(label) for label, _, _ in rows), default=0)
+        return [(label, m[key], None if spread is None else m[spread]) for label, key, spread in rows if key in m]
+
+    def title(self) -> str:
+        """Return what was compared, in one line."""
         fakes = f"{self.num_fakes} images of {self.fake_source}"
         reals = f"{self.num_reals if self.num_reals is not None else 'an unknown number'} of {self.real_source}"
-        lines = [f"{p.name}: {fakes} against {reals}"]
-        for label, key, deviation in rows:
-            spread = f" ± {m[deviation]:.4g}" if deviation is not None else ""
-            lines.append(f"  {label:<{width}}  {m[key]:>10.5g}{spread}")
+        return f"{self.protocol.name}: {fakes} against {reals}"
+
+    def table(self) -> str:
+        """Return the scores as aligned text, a line each, under a line that says what was compared."""
+        rows = self.rows()
+        width = max((len(label) for label, _, _ in rows), default=0)
+        lines = [self.title()]
+        for label, value, deviation in rows:
+            spread = f" ± {deviation:.4g}" if deviation is not None else ""
+            lines.append(f"  {label:<{width}}  {value:>10.5g}{spread}")
         return "\n".join(lines)
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import is_tensorboard_available, is_wandb_available
@@ -16,11 +19,13 @@ from maxgan.checkpoint import atomic_path, remove_leftovers, together
 from maxgan.cli import to_yaml
 from maxgan.config import RunConfig, differences, learning_hash, learning_settings, to_dict
 from maxgan.files import TEMPORARY_PREFIX, naming_full_disk
+from maxgan.evaluation.comparison import versions
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 CURVES = "curves.png"
 SCORES = "scores.json"
+ENVIRONMENT = "environment.json"
 LOCK = ".lock"
 LOCK_SECONDS = 60
 
@@ -86,6 +91,28 @@ class RunDirectory:
 def _is_ours(name: str) -> bool:
     """Tell whether a run that was killed before its config was there can have left a file of this name."""
     return name == LOCK or name.startswith(TEMPORARY_PREFIX)
+
+
+def note_start(path: Path, accelerator: Accelerator) -> None:
+    """Add to a run's environment.json when, with what command and versions, and on what it is started or goes on."""
+    if not accelerator.is_main_process:
+        return
+    try:
+        starts = json.loads((path / ENVIRONMENT).read_text())
+        assert isinstance(starts, list)
+    except (OSError, ValueError, AssertionError):
+        starts = []
+    device = accelerator.device
+    start = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+    with atomic_path(path / ENVIRONMENT) as temporary:
+        temporary.write_text(json.dumps([*starts, start], indent=2) + "\n")
 
 
 def _changes(file: Path, config: Any) -> list[str]:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from maxgan.runtime import exit_code, start
 from maxgan.training.loop import Loop
-from maxgan.training.run import RunDirectory, run_directory, tracker_names
+from maxgan.training.run import RunDirectory, note_start, run_directory, tracker_names
 
 
 class Run(Protocol):
@@ -72,6 +72,7 @@ def _go_on(run: Run, directory: Path, accelerator: Accelerator) -> int | None:
     if run.loop.finished and run.complete:
         accelerator.print(f"this run is finished ({run.loop.trainer.images_seen} images): see {directory}")
         return None
+    note_start(directory, accelerator)
     accelerator.init_trackers("tracker")
     run.begin()
     signal_number = run.loop.train()
