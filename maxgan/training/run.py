@@ -18,8 +18,8 @@ from accelerate.utils import is_tensorboard_available, is_wandb_available
 from maxgan.checkpoint import atomic_path, remove_leftovers, together
 from maxgan.cli import to_yaml
 from maxgan.config import RunConfig, differences, learning_hash, learning_settings, to_dict
-from maxgan.files import TEMPORARY_PREFIX, naming_full_disk
 from maxgan.evaluation.comparison import versions
+from maxgan.files import TEMPORARY_PREFIX, naming_full_disk
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
