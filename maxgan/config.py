@@ -477,6 +477,8 @@ class TrainingConfig:
     """Micro-batches that one update is summed from, to save memory."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision; `no` is float32."""
+    sync_batchnorm: bool = False
+    """Take the statistics of BatchNorm over the images of all GPUs, in place of those of each alone."""
     seed: int = 0
     """Seed of weights, latents, data order and augmentation."""
 

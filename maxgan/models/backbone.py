@@ -104,9 +104,10 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 @contextmanager
 def _without_statistics(block: nn.Module) -> Iterator[None]:
     """Let BatchNorm leave its running statistics alone: the first run has counted this batch already."""
-    norms = [(m, m.momentum, m.num_batches_tracked) for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
-    for norm, _, _ in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+    kinds = (nn.BatchNorm2d, nn.SyncBatchNorm)
+    norms = [(m, m.momentum, m.num_batches_tracked) for m in block.modules() if isinstance(m, kinds)]
+    for norm, _, batches in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, batches.clone()
     try:
         yield
     finally:

@@ -24,6 +24,7 @@ from maxgan.models.convert import load_resized
 from maxgan.training.averaging import moving_average
 from maxgan.training.draws import seed_of
 from maxgan.training.image_augment import Mix, change_affine
+from maxgan.training.sync_norm import sync_norms
 from maxgan.training.watchdog import Watchdog
 
 # Beside what the data loader draws from the same seed, so that no two uses share a stream.
@@ -72,6 +73,8 @@ class ClassifierTrainer:
         network.to(accelerator.device).to(memory_format=torch.channels_last)
         # From here on the random state serves stochastic depth, which must differ among the processes.
         torch.manual_seed(training.seed + accelerator.process_index)
+        if config.training.sync_batchnorm:
+            network = sync_norms(network, accelerator)
         optimizer = torch.optim.AdamW(parameter_groups(network, config.optim.weight_decay), config.optim.lr)
         schedule = make_schedule(optimizer, config.optim, training.images, training.batch_size)
         self.mix = Mix(config.mix, facts.num_classes) if config.mix.mixup or config.mix.cutmix else None

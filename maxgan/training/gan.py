@@ -29,6 +29,7 @@ from maxgan.training.losses import (
 )
 from maxgan.training.schedules import cosine, lazy_adam
 from maxgan.training.signs import ACCURACY, VARIETY, accuracy, variety
+from maxgan.training.sync_norm import sync_norms
 from maxgan.training.watchdog import Watchdog
 
 # What random numbers are for, so that no two uses share a stream.
@@ -174,6 +175,8 @@ class GanTrainer:
         self.ema = moving_average(generator, config.ema, config.training.batch_size, lambda: self.images_seen)
 
         self.latent_dim = generator.latent_dim
+        if config.training.sync_batchnorm:
+            generator = sync_norms(generator, accelerator)
         optim = config.optim
         betas = (float(optim.beta1), float(optim.beta2))
         optimizer_g = torch.optim.Adam(generator.parameters(), optim.lr, betas, optim.eps)

@@ -182,6 +182,7 @@ class Loop:
     def save(self) -> None:
         """Write a checkpoint; unless a number is not finite, which no checkpoint shall hold."""
         self.trainer.watchdog.check()
+        self.meters.share(self.accelerator)
         counts, sums = self.meters.state()
         tensors = {f"trainer/{name}": tensor for name, tensor in self.trainer.state().items()}
         tensors |= {f"meter/{name}": tensor for name, tensor in sums.items()}

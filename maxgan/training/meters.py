@@ -32,9 +32,15 @@ class Meters:
         self.sums, self.counts = {}, {}
         return dict(zip(names, means.tolist(), strict=True))
 
-    def peek(self) -> dict[str, float]:
-        """Return this process's means so far, and go on."""
-        return {name: float(value) / self.counts[name] for name, value in self.sums.items()}
+    def share(self, accelerator: Accelerator) -> None:
+        """Give every process the mean of all their sums, as a checkpoint has to hold one for them all.
+
+        Those that go on have the same sums then as those that resume, so both log the same numbers, bit for bit.
+        """
+        names = sorted(self.sums)
+        if names and accelerator.num_processes > 1:
+            sums = accelerator.reduce(torch.stack([self.sums[name] for name in names]), reduction="mean")
+            self.sums = dict(zip(names, sums.unbind(), strict=True))
 
     def state(self) -> tuple[dict[str, int], dict[str, Tensor]]:
         """Return counts and sums for a checkpoint."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -46,3 +48,40 @@ def zipped() -> Callable[[Path], Path]:
         return archive
 
     return make
+
+
+@pytest.fixture(params=["folder", "zip", "npz", "tar", "parquet"])
+def each_source(
+    folder: Callable[..., Path],
+    zipped: Callable[[Path], Path],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> str:
+    """The same 11 images of 12 x 12 in each form, the class of image i being i % 3."""
+    root = folder(*(f"{i:02}.png" for i in range(11)), side=12, labels=[[f"{i:02}.png", i % 3] for i in range(11)])
+    pixels = np.stack([np.asarray(Image.open(root / f"{i:02}.png")) for i in range(11)])
+    labels = np.arange(11) % 3
+    kind = request.param
+    if kind == "folder":
+        return str(root)
+    if kind == "zip":
+        return str(zipped(root))
+    if kind == "npz":
+        np.savez(tmp_path / "a.npz", pixels, labels)
+        return str(tmp_path / "a.npz")
+    if kind == "tar":
+        for shard in range(3):
+            with tarfile.open(tmp_path / f"{shard}.tar", "w") as archive:
+                for i in range(4 * shard, min(4 * shard + 4, 11)):
+                    archive.add(root / f"{i:02}.png", f"{i:02}.png")
+                    entry = tarfile.TarInfo(f"{i:02}.cls")
+                    entry.size = 1
+                    archive.addfile(entry, io.BytesIO(b"%d" % labels[i]))
+        return f"{tmp_path}/{{0..2}}.tar"
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(num_classes=3))
+    rows = {"image": [Image.fromarray(image) for image in pixels], "label": labels}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "a.parquet")
+    return str(tmp_path / "a.parquet")

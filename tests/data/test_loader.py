@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import os
 import signal
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -105,39 +103,6 @@ def test_resuming_is_an_offset_and_workers_change_nothing(
     assert equal(take(on_disk, 5, 4, start_batch=7, workers=2), expected[7:])
     assert not equal(take(dataset, 12, 4, seed=1), expected)
     assert torch.equal(torch.get_rng_state(), state)
-
-
-@pytest.fixture(params=["folder", "zip", "npz", "tar", "parquet"])
-def each_source(
-    folder: Make, zipped: Make, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> str:
-    """The same 11 images of 12 x 12 in each form, the class of image i being i % 3."""
-    root = folder(*(f"{i:02}.png" for i in range(11)), side=12, labels=[[f"{i:02}.png", i % 3] for i in range(11)])
-    pixels = np.stack([np.asarray(Image.open(root / f"{i:02}.png")) for i in range(11)])
-    labels = np.arange(11) % 3
-    kind = request.param
-    if kind == "folder":
-        return str(root)
-    if kind == "zip":
-        return str(zipped(root))
-    if kind == "npz":
-        np.savez(tmp_path / "a.npz", pixels, labels)
-        return str(tmp_path / "a.npz")
-    if kind == "tar":
-        for shard in range(3):
-            with tarfile.open(tmp_path / f"{shard}.tar", "w") as archive:
-                for i in range(4 * shard, min(4 * shard + 4, 11)):
-                    archive.add(root / f"{i:02}.png", f"{i:02}.png")
-                    entry = tarfile.TarInfo(f"{i:02}.cls")
-                    entry.size = 1
-                    archive.addfile(entry, io.BytesIO(b"%d" % labels[i]))
-        return f"{tmp_path}/{{0..2}}.tar"
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(num_classes=3))
-    rows = {"image": [Image.fromarray(image) for image in pixels], "label": labels}
-    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "a.parquet")
-    return str(tmp_path / "a.parquet")
 
 
 def test_each_source_gives_the_same_stream_from_any_offset(each_source: str, tmp_path: Path) -> None:
