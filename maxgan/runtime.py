@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import parse_flag_from_env
 
 from maxgan.cli import PREEMPTED, PREEMPTIONS, available_cores
 
@@ -33,7 +34,11 @@ def start(threads: int | None = None, precision: str = "no", cpu: bool = False, 
         precision: `no`, `bf16` or `fp16`.
         cpu: stay on the CPU although there is an accelerator.
         options: further arguments of Accelerator.
+
+    Raises:
+        ValueError: if the launcher asks for FSDP, DeepSpeed or Megatron-LM.
     """
+    _refuse_sharding()
     accelerator = Accelerator(cpu=cpu or not torch.accelerator.is_available(), mixed_precision=precision, **options)
     if accelerator.device.type == "cpu" or threads is not None:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
@@ -44,6 +49,23 @@ def start(threads: int | None = None, precision: str = "no", cpu: bool = False, 
         torch.backends.cudnn.benchmark = True
     _follow_launcher()
     return accelerator
+
+
+def _refuse_sharding() -> None:
+    """Raise ValueError where weights would be divided among the processes, before anything is made of them.
+
+    The moving average, the penalties of D, and checkpoints that hold no pickled objects need them whole.
+    """
+    for name, flag in (
+        ("FSDP", "ACCELERATE_USE_FSDP"),
+        ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED"),
+        ("Megatron-LM", "ACCELERATE_USE_MEGATRON_LM"),
+    ):
+        if parse_flag_from_env(flag):
+            raise ValueError(
+                f"{name} divides the weights among the processes, and maxgan needs them whole in each: set "
+                "distributed_type to MULTI_GPU in the accelerate config, and backbone.checkpointing to save memory"
+            )
 
 
 def _keep_memory() -> None:
