@@ -89,11 +89,15 @@ class Zip:
 
 
 class Unchanged:
-    """Remembers size and time of a file, to refuse it once they differ: offsets into it would give other bytes."""
+    """Remembers size and time of a file, to refuse it once they differ: offsets into it would give other bytes.
+
+    Attributes:
+        stamp: its size in bytes, and the time of its last change in nanoseconds.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._stamp = self._now()
+        self.stamp = self._now()
 
     def _now(self) -> tuple[int, int]:
         try:
@@ -104,7 +108,7 @@ class Unchanged:
 
     def check(self) -> None:
         """Raise StoreError if the file is gone or has been written to since."""
-        if self._now() != self._stamp:
+        if self._now() != self.stamp:
             raise StoreError(f"{self.path} was changed while it was in use: let it rest and start again")
 
 

@@ -1,9 +1,10 @@
 """Tar shards in WebDataset's layout, read at random by an index of where each file lies.
 
 A streaming reader gives the images of a shard in their order and mixes them in a buffer, so where it stands after N
-images can't be told without reading them, and a shard is shared out whole. Here the headers are read once at the start;
-after that an image is one read at an offset, and the stream of indices is the same as from any other source. This is
-why shards must be plain local files: compressed ones have no offsets, and over HTTP each header would be a request.
+images can't be told without reading them, and a shard is shared out whole. Here the headers are read once, and what
+they tell is kept for the next start (`index_cache`); after that an image is one read at an offset, and the stream of
+indices is the same as from any other source. This is why shards must be plain local files: compressed ones have no
+offsets, and over HTTP each header would be a request.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 
@@ -32,17 +33,12 @@ from maxgan.data.files import (
     refuse_outside,
     suffix,
 )
+from maxgan.data.index_cache import Index, Member, keep_index, load_index
 from maxgan.data.labels import Labels, Metadata, check_numbers, class_names, numbers
 
 CLASS_SUFFIX = ".cls"
 _CLASS_BYTES = 32
 _OPEN_AT_ONCE = 8
-
-
-class _Member(NamedTuple):
-    name: str
-    offset: int
-    size: int
 
 
 class Shards:
@@ -62,7 +58,7 @@ class Shards:
         self.path = path
         self._shards = [Unchanged(shard) for shard in shards]
         with ThreadPoolExecutor(_OPEN_AT_ONCE) as pool:  # hides the delay of files on a network
-            contents = list(pool.map(_read_index, shards))
+            contents = list(pool.map(_index, self._shards))
         count = Counter(member.name for members, _ in contents for member in members)
         shared = any(times > 1 for times in count.values())
         entries: list[tuple[str, int, int, int, int]] = []
@@ -115,9 +111,19 @@ class Shards:
         return index
 
 
-def _read_index(shard: str) -> tuple[list[_Member], dict[str, int]]:
+def _index(shard: Unchanged) -> Index:
+    """The index of a shard: the kept one, or what its headers tell."""
+    index = load_index(shard.path, shard.stamp)
+    if index is None:
+        index = _read_index(shard.path)
+        shard.check()
+        keep_index(shard.path, shard.stamp, index)
+    return index
+
+
+def _read_index(shard: str) -> Index:
     """The files of a shard that are not hidden, and the classes in it by key."""
-    members: list[_Member] = []
+    members: list[Member] = []
     classes: dict[str, int] = {}
     try:
         with tarfile.open(shard, "r:") as archive:
@@ -132,7 +138,7 @@ def _read_index(shard: str) -> tuple[list[_Member], dict[str, int]]:
                 if is_hidden(name):
                     continue
                 if suffix(name) != CLASS_SUFFIX:
-                    members.append(_Member(name, entry.offset_data, entry.size))
+                    members.append(Member(name, entry.offset_data, entry.size))
                     continue
                 content = archive.extractfile(entry)
                 assert content is not None

@@ -107,6 +107,7 @@ def _without_statistics(block: nn.Module) -> Iterator[None]:
     kinds = (nn.BatchNorm2d, nn.SyncBatchNorm)
     norms = [(m, m.momentum, m.num_batches_tracked) for m in block.modules() if isinstance(m, kinds)]
     for norm, _, batches in norms:
+        assert batches is not None  # every norm here counts
         norm.momentum, norm.num_batches_tracked = 0.0, batches.clone()
     try:
         yield
