@@ -32,6 +32,8 @@ Batch = tuple[Tensor, Tensor]
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 MEMORY_BUDGET = 1 << 30
 """Bytes of decoded pixels that each training process may keep."""
+DEVICE_SHARE = 16
+"""Images that memory keeps go to the GPU if they take at most one part in so many of what is free there."""
 _ORDER, _CHANGES = 0, 1  # what random numbers are for, so that no two uses share a stream
 
 
@@ -65,10 +67,12 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self.source)
 
-    def describe(self) -> str:
-        """One line: the source, and the size and channels its images are used with."""
+    def describe(self, device: torch.device | None = None) -> str:
+        """One line: the source, the size and channels its images are used with, and where training keeps them."""
         facts = self.facts
         kept = ", kept in memory" if self.in_memory else ""
+        if device is not None and self.fits_on(device):
+            kept = f", kept on {device}"
         return f"{self.source.describe()}; used as {facts.resolution} x {facts.resolution} x {facts.channels}{kept}"
 
     def read(self, index: int, rng: np.random.Generator | None = None) -> np.ndarray:
@@ -84,11 +88,26 @@ class ImageDataset:
                 self._pixels[index] = self._decode(index, None)
                 self._decoded[index] = True
             pixels = self._pixels[index]
-        if rng is not None and self.config.flip and rng.random() < 0.5:
+        if rng is not None and self.flips(rng):
             pixels = pixels[:, :, ::-1]
         if rng is not None and self.augment is not None:
             return self.augment(pixels.copy(), rng)
         return pixels.copy()
+
+    def flips(self, rng: np.random.Generator) -> bool:
+        """Whether an image is mirrored; `rng` is that of its position."""
+        return self.config.flip and rng.random() < 0.5
+
+    def fits_on(self, device: torch.device) -> bool:
+        """Whether the images may lie on a GPU: memory keeps them, nothing but flips changes them, and there is room."""
+        if device.type != "cuda" or not self.in_memory or self.augment is not None:
+            return False
+        return self._pixels.nbytes * DEVICE_SHARE <= torch.cuda.mem_get_info(device)[0]
+
+    def pixels(self, threads: int) -> np.ndarray:
+        """All images that memory keeps, uint8 `(N, C, H, W)`, decoded by several threads."""
+        self.preload(threads)
+        return self._pixels
 
     def preload(self, threads: int) -> None:
         """Decode, with several threads, every image that memory keeps."""
@@ -135,14 +154,41 @@ class _Stream(Dataset[Batch | str]):
     def __init__(self, dataset: ImageDataset, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
 
+    def indices(self, positions: range) -> list[int]:
+        """The images at some positions."""
+        return [stream_index(position, len(self.dataset), self.seed)[0] for position in positions]
+
+    def rng(self, position: int) -> np.random.Generator:
+        """What the changes of the image at a position are drawn from."""
+        return np.random.default_rng((self.seed, _CHANGES, position))
+
     def __getitem__(self, positions: range) -> Batch | str:
-        indices = [stream_index(position, len(self.dataset), self.seed)[0] for position in positions]
-        rngs = (np.random.default_rng((self.seed, _CHANGES, position)) for position in positions)
+        indices = self.indices(positions)
         try:
-            images = [self.dataset.read(index, rng) for index, rng in zip(indices, rngs, strict=True)]
+            images = [self.dataset.read(index, self.rng(p)) for index, p in zip(indices, positions, strict=True)]
         except ValueError as error:
             return str(error)
         return _batch(self.dataset, indices, images)
+
+
+class _OnDevice:
+    """The same batches from images that all lie on a device, so that only their indices and flips go there."""
+
+    def __init__(self, stream: _Stream, device: torch.device, threads: int) -> None:
+        self.stream, self.device = stream, device
+        dataset = stream.dataset
+        self.images = torch.from_numpy(dataset.pixels(threads)).to(device)
+        labels = np.zeros(len(dataset), dtype=np.int64) if dataset.labels is None else dataset.labels
+        self.labels = torch.from_numpy(labels).to(device)
+
+    def __getitem__(self, positions: range) -> Batch:
+        stream = self.stream
+        indices = torch.tensor(stream.indices(positions)).to(self.device)
+        images = self.images[indices]
+        if stream.dataset.config.flip:
+            flips = torch.tensor([stream.dataset.flips(stream.rng(position)) for position in positions])
+            images = torch.where(flips.to(self.device)[:, None, None, None], images.flip(3), images)
+        return images, self.labels[indices]
 
 
 def _batch(dataset: ImageDataset, indices: Sequence[int], images: list[np.ndarray]) -> Batch:
@@ -193,6 +239,7 @@ def training_batches(
     num_processes: int = 1,
     workers: int = 0,
     accumulation: int = 1,
+    device: torch.device | None = None,
 ) -> Iterator[Batch]:
     """The endless batches of one process: images uint8 `(b, C, H, W)`, labels int64 `(b,)` (0 without classes).
 
@@ -208,6 +255,8 @@ def training_batches(
         num_processes: number of processes.
         workers: decoding processes. Images that memory keeps need none: so many threads decode them all beforehand.
         accumulation: parts in which the slice of a process is given.
+        device: where the batches are needed. Images that fit there (`ImageDataset.fits_on`) are copied once and taken
+            from there; other batches come from the CPU.
 
     Raises ValueError at once where the batch size is not divisible; and when it is reached, naming a file that can't be
     read.
@@ -218,7 +267,11 @@ def training_batches(
         for batch in itertools.count(start_batch)
         for start in (batch * batch_size + part * (rank * accumulation + i) for i in range(accumulation))
     )
-    return _batches(_Stream(dataset, seed), positions, workers)
+    stream = _Stream(dataset, seed)
+    if device is not None and dataset.fits_on(device):
+        resident = _OnDevice(stream, device, max(1, workers))
+        return (resident[part] for part in positions)
+    return _batches(stream, positions, workers)
 
 
 def _batches(stream: _Stream, positions: Iterator[range], workers: int) -> Iterator[Batch]:

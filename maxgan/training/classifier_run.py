@@ -124,7 +124,7 @@ class ClassifierRun:
         randaugment = RandAugment(config.mix) if config.mix.randaugment_ops else None
         self.dataset = ImageDataset(config.data, augment=randaugment)
         facts = self.dataset.facts
-        accelerator.print(self.dataset.describe())
+        accelerator.print(self.dataset.describe(accelerator.device))
         if self.dataset.labels is None:
             remedy = "sort them into class folders or add a dataset.json" if config.data.labels else "set data.labels"
             raise ValueError(f"a classifier needs labels, and the images of {config.data.source} have none: {remedy}")

@@ -58,7 +58,7 @@ class GanRun:
         self.directory = directory
         self.accelerator = accelerator
         self.dataset = ImageDataset(config.data)
-        accelerator.print(self.dataset.describe())
+        accelerator.print(self.dataset.describe(accelerator.device))
         # Before anything long starts: a score that can't be computed is said now.
         self.scorer = choose_scorer(config, self.dataset.facts, accelerator)
         self.trainer = GanTrainer(config, self.dataset.facts, accelerator)

@@ -224,6 +224,7 @@ class Loop:
             accelerator.num_processes,
             self.dataset.config.workers,
             self.training.accumulation,
+            accelerator.device,
         )
         log = MetricsLog(self.directory / METRICS if accelerator.is_main_process else None, trainer.images_seen)
         bar = tqdm(

@@ -126,6 +126,43 @@ def test_each_source_uses_each_position_once(each_source: str, processes: int) -
         assert torch.cat([part[step][1] for part in parts]).tolist() == [index % 3 for index in indices]
 
 
+def on_gpu(free: int, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A stand-in for a GPU with so many free bytes; what would lie there stays on the CPU."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *_, **__: self)
+    return torch.device("cuda", 0)
+
+
+def test_images_on_the_device_give_the_same_batches(photos: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = [
+        DataConfig(source=photos, resolution=8, flip=flip, labels=labels)
+        for flip in (False, True)
+        for labels in (False, True)
+    ]
+    expected = [take(ImageDataset(config), 12, 4, start_batch=3) for config in configs]
+    device = on_gpu(15 * 3 * 64 * 16, monkeypatch)
+    for config, batches in zip(configs, expected, strict=True):
+        dataset = ImageDataset(config)
+        assert dataset.describe(device).endswith("used as 8 x 8 x 3, kept on cuda:0")
+        found = training_batches(dataset, 4, 0, start_batch=3, device=device)
+        dataset.read = lambda *_: pytest.fail("read one by one")  # type: ignore[method-assign]
+        assert equal(list(itertools.islice(found, 12)), batches)
+
+
+def test_images_stay_off_the_device_where_they_do_not_fit(photos: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = DataConfig(source=photos, resolution=8)
+    device = on_gpu(15 * 3 * 64 * 16 - 1, monkeypatch)
+    dataset = ImageDataset(config)
+    assert not dataset.fits_on(device)
+    assert dataset.describe(device).endswith("kept in memory")
+    device = on_gpu(1 << 40, monkeypatch)
+    assert dataset.fits_on(device)
+    assert not dataset.fits_on(torch.device("cpu"))
+    assert not ImageDataset(config, memory=0).fits_on(device)
+    assert not ImageDataset(config, augment=shade).fits_on(device)
+    assert not ImageDataset(replace(config, crop="random")).fits_on(device)
+
+
 def test_flips_follow_the_position(photos: str) -> None:
     plain = take(ImageDataset(DataConfig(source=photos, resolution=8)), 40, 5)
     mirrored = take(ImageDataset(DataConfig(source=photos, resolution=8, flip=True)), 40, 5)
