@@ -8,8 +8,10 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -150,14 +152,17 @@ class Preempted(BaseException):
 def plain_errors(preemptible: bool = False) -> Iterator[None]:
     """End the process with one sentence where the block raises what a user can mend, and on Ctrl-C.
 
-    Exit codes: 1 for ValueError and OSError, 130 for an interrupt, 75 for a preemption.
+    Exit codes: 1 for ValueError and OSError, 130 for an interrupt, 75 for a preemption. A UserWarning is one line, too,
+    without its place in the code.
 
     Args:
         preemptible: end on SIGTERM and SIGUSR1 in this way too, wherever the block doesn't handle them itself.
     """
     earlier = {number: signal.signal(number, _preempt) for number in PREEMPTIONS} if preemptible else {}
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_say, warnings.showwarning)
+            yield
     except (ValueError, OSError) as error:
         fail(str(error), code=1)
     except KeyboardInterrupt:
@@ -171,6 +176,13 @@ def plain_errors(preemptible: bool = False) -> Iterator[None]:
 
 def _preempt(number: int, frame: FrameType | None) -> NoReturn:
     raise Preempted
+
+
+def _say(otherwise: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any) -> None:
+    if category is UserWarning:
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        otherwise(message, category, *place)
 
 
 def to_yaml(config: Any) -> str:

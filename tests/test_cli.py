@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,14 @@ def test_a_preempted_training_ends_with_a_code_of_its_own(number: int, capsys: p
     words = "error: preempted; what was saved before is whole, and the same command goes on\n"
     assert capsys.readouterr().err == words
     assert signal.getsignal(number) is before
+
+
+def test_a_warning_is_one_line_without_its_place_in_the_code(capsys: pytest.CaptureFixture[str]) -> None:
+    with plain_errors():
+        warnings.warn("too few images", stacklevel=1)
+    assert capsys.readouterr().err == "warning: too few images\n"
+    with pytest.warns(FutureWarning), plain_errors():
+        warnings.warn("not for users", FutureWarning, stacklevel=1)
 
 
 def test_a_bug_keeps_its_traceback() -> None:
