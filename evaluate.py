@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,20 +31,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def evaluate(config: EvaluateConfig, accelerator: Accelerator) -> Scores:
     """Return the scores that `config` asks for; every process must call this."""
-    fakes = Path(config.fakes) if config.fakes is not None else newest_export()
-    generator = load_generator(fakes, accelerator.device) if is_generator(fakes) else None
-    if generator is None and not fakes.is_dir() and not zipfile.is_zipfile(fakes) and str(fakes) not in DIGITS:
-        raise ValueError(f"fakes {fakes} is neither a generator (.safetensors), nor a folder, zip or npz of images")
-    # Images are taken for digits, unless a published protocol says that they are others.
-    source = "" if config.protocol is not None else "digits"
+    fakes = config.fakes if config.fakes is not None else str(newest_export())
+    generator = load_generator(Path(fakes), accelerator.device) if is_generator(Path(fakes)) else None
+    if generator is None and (config.n is not None or config.truncation is not None):
+        raise ValueError(f"n and truncation are for a generator, and {fakes} is none: leave them out")
     if generator is not None:
         source = str(getattr(generator, "info", {}).get("source", ""))
+    else:
+        # What other images are compared by is their user's choice: FD-digits of photographs would mean nothing.
+        source = "digits" if config.protocol is None and config.reference in (None, *DIGITS) else ""
     with tqdm(unit=" images", leave=False, disable=not accelerator.is_main_process) as bar:
         scorer = make_scorer(
             config,
             source,
             accelerator,
-            str(fakes) if generator is None else generator,
+            fakes if generator is None else generator,
             progress=bar.update,
             batch_size=config.batch_size,
         )
@@ -59,8 +59,8 @@ def evaluate(config: EvaluateConfig, accelerator: Accelerator) -> Scores:
                     save_reference(config.save_reference, real, scorer.extractor.resize)
         accelerator.print(f"scoring {fakes}")
         if generator is None:
-            return scorer.score_images(str(fakes))
-        return scorer.score_generator(generator, str(fakes), config.n, config.seed, config.truncation)
+            return scorer.score_images(fakes)
+        return scorer.score_generator(generator, fakes, config.n, config.seed, config.truncation)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from maxgan.checkpoint import together
 from maxgan.cli import parse, plain_errors
 from maxgan.config import SampleConfig
 from maxgan.evaluation.evaluate import make_scorer, report
-from maxgan.evaluation.extractors import weights_digest
 from maxgan.evaluation.features import Collector
+from maxgan.evaluation.published import weights_digest
 from maxgan.runtime import share_of, start
 from maxgan.sampling import EXPORT_NAME, generate, load_generator, newest_export
 from maxgan.writers import Batch, image_grid, save_picture, write_images

@@ -28,6 +28,7 @@ Shortcut = Literal["pool2", "pool3"]
 Normalization = Literal["half", "imagenet"]
 Metric = Literal[
     "frechet",
+    "spatial_frechet",
     "half_split",
     "inception_score",
     "kernel",
@@ -508,8 +509,8 @@ class ScoreConfig:
     """Take weights with another checksum than the published, which a score then names; a TorchScript archive is code,
     and must be your own."""
     reference: str | None = None
-    """Images to compare with: `digits`, a folder, a zip or an npz, or an npz of their statistics; unset: all digits for
-    the digits, else what was trained on."""
+    """Images to compare with: `digits`, whatever data.source takes (a folder, zip, npz, shards), or an npz of their
+    statistics; unset: all digits for the digits, else what was trained on."""
     metrics: tuple[Metric, ...] | None = None
     """What is computed; unset: what the protocol names."""
     labels: Literal["reference", "uniform"] = "reference"
@@ -836,10 +837,11 @@ class SampleConfig(ScoreConfig):
 
 @dataclass(frozen=True)
 class EvaluateConfig(ScoreConfig):
-    """Score a generator, or a folder, zip or npz of images, against reference images."""
+    """Score a generator, or images, against reference images."""
 
     fakes: str | None = None
-    """What is scored: a generator file, or a folder, zip or npz of images; unset: the newest run's generator."""
+    """What is scored: a generator file, or images as data.source takes them (a folder, zip, npz, tar shards, parquet,
+    `hf:OWNER/NAME`); unset: the newest run's generator."""
     n: int | None = None
     """Number of samples of a generator; unset: the protocol's, or as many as the reference has, at most 50,000."""
     seed: int = 0

@@ -100,9 +100,9 @@ class Pixels(nn.Module):
     def classify(self, pooled):
         return pooled[:, 20:30] * 3
 
-extractor = ClassifierExtractor(Pixels(), "pixels")
-metrics = ("frechet", "half_split", "inception_score", "kernel", "precision_recall", "density_coverage",
-           "class_frechet", "accuracy")
+extractor = ClassifierExtractor(Pixels(), "pixels", spatial=lambda x: (x.flatten(1), x[:, 0, :4].flatten(1)))
+metrics = ("frechet", "spatial_frechet", "half_split", "inception_score", "kernel", "precision_recall",
+           "density_coverage", "class_frechet", "accuracy")
 protocol = customised(feature_protocol(extractor), metrics, 3, 4)
 data = DataConfig(source="digits", resolution=8, channels=1)
 scorer = Scorer(protocol, extractor, data, Accelerator(cpu=True), batch_size=int(sys.argv[2]))
@@ -122,7 +122,7 @@ def test_the_same_features_have_the_same_scores_on_any_number_of_processes(tmp_p
         )
         run([*launch, "scores.json", str(batch_size)], tmp_path)
         found.append(json.loads((tmp_path / "scores.json").read_text())["metrics"])
-    assert len(found[0]) == 17
+    assert len(found[0]) == 18
     for other in found[1:]:
         # A Fréchet distance is a small difference of traces, whose sums are of another order: 8e-10 was seen.
         assert other == pytest.approx(found[0], rel=1e-8)

@@ -132,7 +132,7 @@ def _common_side(source: ImageSource) -> int:
             other = "" if index == 0 else f" while {source.where(0)} has {side} x {source.size(0)[1]}"
             raise ValueError(
                 f"{source.where(index)} has {width} x {height} pixels{other}, so the images give no common "
-                f"resolution: set data.resolution"
+                f"resolution: set data.resolution, or cut them by python -m maxgan.data pack"
             )
     return side
 

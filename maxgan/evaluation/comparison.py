@@ -25,10 +25,10 @@ class Scores:
 
     protocol: Protocol
     metrics: Mapping[str, float]
-    """`fd`, `fd_half_split_mean`, `fd_half_split_std`, `fd_ratio` (of the two), `fd_resampled_mean`,
-    `fd_resampled_std`, `fd_infinity`, `inception_score_mean`, `inception_score_std`, `kd_mean`, `kd_std`, `precision`,
-    `recall`, `density`, `coverage`, `class_fd` (mean over classes), `accuracy` (of the fakes); those that the protocol
-    names."""
+    """`fd`, `sfd` (of spatial features), `fd_half_split_mean`, `fd_half_split_std`, `fd_ratio` (`fd` to that mean),
+    `fd_resampled_mean`, `fd_resampled_std`, `fd_infinity`, `inception_score_mean`, `inception_score_std`, `kd_mean`,
+    `kd_std`, `precision`, `recall`, `density`, `coverage`, `class_fd` (mean over classes), `accuracy` (of the fakes);
+    those that the protocol names."""
     real_source: str
     fake_source: str
     num_reals: int | None
@@ -65,6 +65,7 @@ class Scores:
         p, m = self.protocol, self.metrics
         rows: list[tuple[str, str, str | None]] = [
             (p.frechet, "fd", None),
+            (f"s{p.frechet}", "sfd", None),
             (f"{p.frechet} of {p.half_splits} real half-splits", "fd_half_split_mean", "fd_half_split_std"),
             ("ratio of the two", "fd_ratio", None),
             (f"{p.frechet} of {p.resamples} resamplings", "fd_resampled_mean", "fd_resampled_std"),
@@ -136,6 +137,8 @@ def compare(
     metrics: dict[str, float] = {}
     if "frechet" in protocol.metrics:
         metrics["fd"] = scores.frechet_distance(real.mean, real.covariance, fake.mean, fake.covariance)
+    if "spatial_frechet" in protocol.metrics:
+        metrics["sfd"] = scores.frechet_distance(*_spatial(real), *_spatial(fake))
     if "half_split" in protocol.metrics:
         mean, std = scores.half_split_distance(_features(real, protocol), protocol.half_splits, protocol.seed)
         metrics |= {"fd_half_split_mean": mean, "fd_half_split_std": std}
@@ -216,6 +219,15 @@ def _features(part: FeatureSet, protocol: Protocol) -> Tensor:
             f"but not all of {', '.join(protocol.metrics)}: set metrics, or name the images themselves"
         )
     return part.features
+
+
+def _spatial(part: FeatureSet) -> tuple[Tensor, Tensor]:
+    if part.spatial is None:
+        raise ValueError(
+            f"{part.source} holds no statistics of spatial features (mu_s, sigma_s): leave spatial_frechet out of "
+            "metrics, or name the images themselves"
+        )
+    return part.spatial
 
 
 def versions() -> dict[str, str]:

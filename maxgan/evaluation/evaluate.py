@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from maxgan.checkpoint import together
 from maxgan.config import DataConfig, ImageFacts, ScoreConfig
 from maxgan.data.loader import ImageDataset, evaluation_batches
+from maxgan.evaluation.catalogue import packaged_extractors
 from maxgan.evaluation.comparison import Scores, compare
-from maxgan.evaluation.extractors import Extractor, weights_digest
+from maxgan.evaluation.extractors import Extractor
 from maxgan.evaluation.features import Collector, FeatureSet, Kept, Progress
-from maxgan.evaluation.protocols import Protocol, choose_protocol, customised, with_images
+from maxgan.evaluation.protocols import PROTOCOLS, Protocol, choose_protocol, customised, with_images
+from maxgan.evaluation.published import weights_digest
 from maxgan.evaluation.reference import (
     cache_folder,
     content_of,
@@ -79,7 +81,7 @@ class Scorer:
         if is_statistics(reference.source):
             self._real = load_reference(reference.source, extractor)
         else:
-            self.dataset = ImageDataset(reference)
+            self.dataset = open_images(reference, "reference")
 
     @property
     def real(self) -> FeatureSet:
@@ -149,9 +151,10 @@ class Scorer:
         return self.score(collector, content, sampling)
 
     def score_images(self, source: str) -> Scores:
-        """Score a folder, a zip or an npz of images, cut to the same resolution as the reference, but not cropped."""
+        """Score the images of a data source, cut to the same resolution as the reference, but not cropped."""
+        fakes = dataclasses.replace(self.reference, source=source, crop_fraction=1.0, crop="center")
+        dataset = open_images(fakes, "fakes")
         self._prepare()
-        dataset = ImageDataset(dataclasses.replace(self.reference, source=source, crop_fraction=1.0, crop="center"))
         fake = self._extract(dataset, self.protocol.kept_of_fakes)
         return self._compare(dataclasses.replace(fake, content=self._content(dataset)), None)
 
@@ -266,7 +269,7 @@ def make_scorer(
         settings: protocol, reference and options.
         source: what the fakes were trained on, which the defaults hang on.
         accelerator: of this process.
-        fakes: what is going to be scored, a generator, or its facts, or the path of images: the reference is cut alike.
+        fakes: what is going to be scored, a generator, or its facts, or a data source: the reference is cut alike.
         data: further settings of the reference, such as a number of workers.
         progress: see `Scorer`.
         batch_size: see `Scorer`.
@@ -279,18 +282,19 @@ def make_scorer(
     reference = settings.reference or default_reference(source)
     if (name is None and settings.protocol is None) or not reference:
         raise ValueError(
-            f"there is no embedded extractor for {source or 'unknown images'}: name a classifier of yours with "
-            "extractor, or a published protocol, and the images to compare with with reference"
+            f"there is no embedded extractor for {source or 'unknown images'}: set extractor "
+            f"({', '.join(sorted(packaged_extractors()))}, or the file of a classifier of yours) or protocol "
+            f"({', '.join(PROTOCOLS)}), and in reference the images to compare with"
         )
     protocol, extractor = choose_protocol(settings.protocol, name, settings.weights, settings.trust_weights)
     protocol = customised(protocol, settings.metrics, settings.resamples, settings.extrapolation_points)
-    if not isinstance(fakes, str):
-        resolution, channels = fakes.resolution, fakes.channels
-    elif protocol.cut == "extractor":
-        # So that sets of mixed sizes can be compared.
-        resolution, channels = extractor.resolution, extractor.channels
+    if isinstance(fakes, str):
+        # Where the extractor says how images are cut, sets of mixed sizes can be compared.
+        side = extractor.resolution if protocol.cut == "extractor" else None
+        found = open_images(DataConfig(source=fakes, resolution=side, channels=extractor.channels), "fakes")
+        resolution, channels = found.facts.resolution, extractor.channels
     else:
-        resolution, channels = ImageDataset(DataConfig(source=fakes)).facts.resolution, extractor.channels
+        resolution, channels = fakes.resolution, fakes.channels
     data = dataclasses.replace(
         DataConfig() if data is None else data,
         source=reference,
@@ -309,6 +313,14 @@ def make_scorer(
         progress=progress,
         batch_size=batch_size,
     )
+
+
+def open_images(config: DataConfig, setting: str) -> ImageDataset:
+    """Return the images of a source; raise ValueError, which names the setting, where it can't be used."""
+    try:
+        return ImageDataset(config)
+    except ValueError as error:
+        raise ValueError(f"{setting} can't be used: {error}") from error
 
 
 def report(scores: Scores, output: str | Path | None, accelerator: Accelerator) -> None:

@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from maxgan.checkpoint import load_model
-from maxgan.evaluation import published
-from maxgan.evaluation.dinov2 import load_dinov2
-from maxgan.evaluation.inception import FEATURES, RESOLUTION, inception_2015, keras_inception
-from maxgan.evaluation.published import find_weights, load_torchscript, sha256_of, weights_digest
+from maxgan.evaluation.inception import FEATURES, RESOLUTION
+from maxgan.evaluation.published import weights_digest
 from maxgan.evaluation.resize import LEVELS, RESIZES, convert_channels
-from maxgan.nn.fuse import fuse_modules
 
-RESIZES_OF = {
-    "inception-2015": ("clean", "tf1"),
-    "inception-2015-torchscript": ("clean", "tf1"),
-    "inception-keras": ("tf2",),
-    "dinov2": ("clean",),
-}
-"""The extractors that others published, and the ways to resize for them."""
-# In grey levels: the graph of 2015 subtracts 128 and divides by it; ImageNet's mean and deviation.
+# In grey levels: the graph of 2015 subtracts 128 and divides by it.
 GRAPH = 128.0
-IMAGENET_MEAN = tuple(LEVELS * x for x in (0.485, 0.456, 0.406))
-IMAGENET_STD = tuple(LEVELS * x for x in (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)
 class Features:
-    """What an extractor says of N images: features float32 `(N, D)`, and logits float32 `(N, K)` if it classifies."""
+    """What an extractor says of N images."""
 
     features: Tensor
+    """float32 `(N, D)`."""
     logits: Tensor | None
+    """float32 `(N, K)` if it classifies."""
+    spatial: Tensor | None = None
+    """float32 `(N, S)`: part of a map within the network, flattened, if it gives one."""
 
 
 class Extractor(Protocol):
@@ -199,24 +188,38 @@ class ClassifierExtractor(ModuleExtractor):
     Args:
         model: a torch module that is also a `Classifier`.
         name, settings: see `ModuleExtractor`; what images the model looks at, it says itself.
+        spatial: in place of the model's `pooled`, gives its features and spatial ones, of the same images.
 
     Raises:
         ValueError: if the model is no classifier.
     """
 
-    def __init__(self, model: nn.Module, name: str, digest: str | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str,
+        digest: str | None = None,
+        spatial: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+        **settings: Any,
+    ) -> None:
         if not isinstance(model, Classifier):
             raise ValueError(
                 f"extractor {name} is a {type(model).__name__}, which has no `pooled` and `classify`: "
                 "name an exported classifier"
             )
         self._classifier: Classifier = model
+        self._spatial = spatial
         sizes = {"resolution": model.resolution, "channels": model.channels, "num_classes": model.num_classes}
         super().__init__(model, name, digest=digest, **{**settings, **sizes})
 
     def _run(self, x: Tensor) -> Features:
-        pooled = self._classifier.pooled(x.contiguous(memory_format=torch.channels_last))
-        return Features(pooled, self._classifier.classify(pooled))
+        x = x.contiguous(memory_format=torch.channels_last)
+        spatial = None
+        if self._spatial is None:
+            pooled = self._classifier.pooled(x)
+        else:
+            pooled, spatial = self._spatial(x)
+        return Features(pooled, self._classifier.classify(pooled), spatial)
 
 
 class TorchScriptExtractor(ModuleExtractor):
@@ -234,99 +237,13 @@ class TorchScriptExtractor(ModuleExtractor):
         super().__init__(archive, name, resolution=RESOLUTION, mean=GRAPH, std=GRAPH, resize=resize, digest=digest)
 
     def _look(self, levels: Tensor) -> Features:
-        levels = levels.contiguous(memory_format=torch.channels_last)  # a third faster on a CPU
+        levels = levels.contiguous(memory_format=torch.channels_last)  # a third faster on a CPU core
         if self.resize == "tf1":
             features = self._archive(levels, return_features=True)
         else:
             shown = (RESIZES[self.resize](levels, self.resolution) - self._mean) / self._std
             features = self._archive.layers(shown.contiguous(memory_format=torch.channels_last))
         return Features(features.reshape(len(levels), FEATURES), None)
-
-
-def load_extractor(
-    name_or_path: str | Path,
-    *,
-    weights: str | Path | None = None,
-    resize: str | None = None,
-    trust_weights: bool = False,
-) -> ModuleExtractor:
-    """Load an extractor: a published one or one of the package (`digits`) by name, or an exported classifier by path.
-
-    Published are `inception-2015` (torch-fidelity's port of the graph of 2015, 2048 features and 1008 logits without
-    bias), `inception-2015-torchscript` (the archive that clean-fid uses, features alone), `inception-keras` (2048
-    features, 1000 logits with bias; takes unquantised images) and `dinov2` (needs timm). Their weights are
-    checked here, before anything long starts.
-
-    Args:
-        name_or_path: which.
-        weights: file of a published one; unset: where the tool it belongs to downloads it, or downloaded. DINOv2's
-            must be named.
-        resize: `clean` or `tf1`, which must be said where there is a choice: of the two of 2015.
-        trust_weights: take weights with another checksum than the published. A TorchScript archive is code, which
-            loading and calling it runs: set this only for one that you made yourself.
-
-    Raises:
-        ValueError: if there is no such extractor, the file is no exported classifier, or weights are missing, of
-            another checksum or of other shapes.
-    """
-    name = str(name_or_path)
-    if name not in RESIZES_OF:
-        if weights is not None or resize is not None or trust_weights:
-            raise ValueError(
-                f"weights, resize and trust_weights are for {', '.join(RESIZES_OF)}: extractor {name} has its own"
-            )
-        return _own_classifier(name_or_path)
-    if resize not in (choices := RESIZES_OF[name]) and (resize is not None or len(choices) > 1):
-        raise ValueError(f"resize of extractor {name} must be {' or '.join(choices)}, not {resize}: scores differ")
-    resize = resize or choices[0]
-    if name == "inception-2015":
-        path, digest = find_weights(published.PORT_2015, weights, trust_weights)
-        model = _fused(inception_2015(path))
-        return ClassifierExtractor(model, name, digest, resize=resize, mean=GRAPH, std=GRAPH)
-    if name == "inception-2015-torchscript":
-        path, digest = find_weights(published.TORCHSCRIPT_2015, weights, trust_weights)
-        return TorchScriptExtractor(load_torchscript(path, digest), name, resize, digest)
-    if trust_weights:
-        raise ValueError(f"trust_weights is for weights with a published checksum, which {name} has not")
-    if name == "inception-keras":
-        # The user makes the file, so only what it holds identifies the weights.
-        model = keras_inception(find_weights(published.KERAS, weights)[0])
-        digest = weights_digest(model)
-        return ClassifierExtractor(_fused(model), name, digest, resize=resize, unquantised=True)
-    if weights is None:
-        raise ValueError(f"extractor {name} needs weights: name the file of DINOv2's backbone, .pth or .safetensors")
-    model = load_dinov2(weights)
-    return ModuleExtractor(
-        model, f"{name}-{model.size}", resolution=model.resolution, mean=IMAGENET_MEAN, std=IMAGENET_STD,
-        resize=resize, digest=sha256_of(Path(weights)),
-    )  # fmt: skip
-
-
-def _own_classifier(name_or_path: str | Path) -> ClassifierExtractor:
-    folder = resources.files("maxgan.evaluation") / "weights"
-    entries = folder.iterdir() if folder.is_dir() else []
-    packaged = {Path(entry.name).stem: entry for entry in entries if entry.name.endswith(".safetensors")}
-    if str(name_or_path) in packaged:
-        with resources.as_file(packaged[str(name_or_path)]) as path:
-            return _from_file(path)
-    path = Path(name_or_path)
-    if not path.is_file():
-        known = ", ".join(sorted(packaged)) or "none"
-        raise ValueError(
-            f"there is no extractor {name_or_path}: give the path of an exported classifier, the name of one that "
-            f"comes with the package ({known}), or that of a published one ({', '.join(RESIZES_OF)})"
-        )
-    return _from_file(path)
-
-
-def _from_file(path: Path) -> ClassifierExtractor:
-    return ClassifierExtractor(load_model(path), path.stem, sha256_of(path))
-
-
-def _fused(model: nn.Module) -> nn.Module:
-    """Fold the norms of a network, whose weights are here to stay."""
-    fuse_modules(model)
-    return model.to(memory_format=torch.channels_last)
 
 
 @contextmanager

@@ -26,6 +26,8 @@ class Kept:
     """Splits of an Inception Score; 0 for none."""
     inception_seed: int | None = None
     """Of the shuffle before they are split; None: not shuffled."""
+    spatial: bool = False
+    """Mean and covariance of the spatial features."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class FeatureSet:
     """float64 `(D, D)`, divisor N - 1."""
     features: Tensor | None = None
     """float32 `(N, D)`, in the order of the images, if they were kept."""
+    spatial: tuple[Tensor, Tensor] | None = None
+    """Mean `(S,)` and covariance `(S, S)` of the spatial features, float64, if they were asked for."""
     predictions: Tensor | None = None
     """int64 `(N,)`: most likely class of each image, if the extractor classifies."""
     labels: Tensor | None = None
@@ -73,6 +77,8 @@ class Share:
     """int64 `(N,)`: place of each image in the whole set."""
     statistics: GaussianStatistics | None
     """None for an empty share."""
+    spatial: GaussianStatistics | None
+    """Of the spatial features; None for an empty share, too."""
     features: Tensor | None
     predictions: Tensor | None
     labels: Tensor | None
@@ -96,15 +102,16 @@ class Share:
         """
         device = accelerator.device
         milliseconds = round(self.seconds * 1000)
-        dim = 0 if self.statistics is None else self.statistics.dim
+        dim, spatial_dim = (0 if part is None else part.dim for part in (self.statistics, self.spatial))
         classes = 0 if self.inception is None else self.inception.sums.shape[1] - 2
-        facts = [len(self), dim, classes, self.predictions is not None, self.labels is not None, milliseconds]
+        labelled = (self.predictions is not None, self.labels is not None)
+        facts = [len(self), dim, spatial_dim, classes, *labelled, milliseconds]
         heads = accelerator.gather(torch.tensor([facts], dtype=torch.int64, device=device)).cpu()
         counts: list[int] = heads[:, 0].tolist()
-        kinds = {tuple(head[1:5]) for head in heads.tolist() if head[0]}
+        kinds = {tuple(head[1:6]) for head in heads.tolist() if head[0]}
         if len(kinds) != 1:
             raise ValueError(f"the processes' shares of {self.source} must hold images, all with or all without labels")
-        dim, classes, has_predictions, has_labels = kinds.pop()
+        dim, spatial_dim, classes, has_predictions, has_labels = kinds.pop()
 
         def gathered(share: Tensor) -> list[Tensor]:
             # float64 stays where it was summed: with one process there is nothing to send, and not every device has it.
@@ -120,6 +127,12 @@ class Share:
             parts = [part[:count].cpu() for part, count in zip(gathered(padded), counts, strict=True)]
             return torch.cat(parts)
 
+        def merged(share: GaussianStatistics | None, dim: int) -> GaussianStatistics:
+            statistics = GaussianStatistics(dim)
+            for sums in gathered((statistics if share is None else share).sums()):
+                statistics.merge(GaussianStatistics.from_sums(sums.cpu(), dim))
+            return statistics
+
         indices = whole(self.indices)
         order = indices.argsort(stable=True)
         if not torch.equal(indices[order], torch.arange(len(indices))):
@@ -127,10 +140,8 @@ class Share:
                 f"the {len(indices)} images of {self.source} are not a whole set: their indices must be 0 to N - 1, "
                 "each once; gather the shares of all processes, each with its own indices"
             )
-        statistics = GaussianStatistics(dim)
-        own = statistics if self.statistics is None else self.statistics
-        for sums in gathered(own.sums()):
-            statistics.merge(GaussianStatistics.from_sums(sums.cpu(), dim))
+        statistics = merged(self.statistics, dim)
+        spatial = merged(self.spatial, spatial_dim) if spatial_dim else None
         score = None
         if classes:
             inception = InceptionStatistics(classes, self.kept.inception_splits)
@@ -148,10 +159,11 @@ class Share:
             mean=statistics.mean,
             covariance=statistics.covariance,
             features=features,
+            spatial=None if spatial is None else (spatial.mean, spatial.covariance),
             predictions=whole(self.predictions)[order] if has_predictions else None,
             labels=whole(self.labels)[order] if has_labels else None,
             inception_score=score,
-            seconds=heads[:, 5].max().item() / 1000,
+            seconds=heads[:, 6].max().item() / 1000,
         )
 
 
@@ -199,6 +211,7 @@ class Collector:
                 )
             self._splits = inception_splits(total, self.kept.inception_splits, self.kept.inception_seed)
         self._statistics: GaussianStatistics | None = None
+        self._spatial: GaussianStatistics | None = None
         self._inception: InceptionStatistics | None = None
         self._features: list[Tensor] = []
         self._predictions: list[Tensor] = []
@@ -224,6 +237,15 @@ class Collector:
         if self._statistics is None:
             self._statistics = GaussianStatistics(features.shape[1], self.exact)
         self._statistics.update(features)
+        if self.kept.spatial:
+            if result.spatial is None:
+                raise ValueError(
+                    f"extractor {self.extractor.name} gives no spatial features, as inception-2015 does: leave "
+                    "spatial_frechet out of metrics"
+                )
+            if self._spatial is None:
+                self._spatial = GaussianStatistics(result.spatial.shape[1], self.exact)
+            self._spatial.update(result.spatial)
         if self.kept.features:
             self._features.append(features.cpu())
         if result.logits is not None:
@@ -258,6 +280,7 @@ class Collector:
             digest=self.extractor.digest,
             indices=torch.as_tensor(self.indices, dtype=torch.int64),
             statistics=self._statistics,
+            spatial=self._spatial,
             features=torch.cat(self._features) if self._features else None,
             predictions=torch.cat(self._predictions) if self._predictions else None,
             labels=torch.cat(self._labels) if self._labels else None,

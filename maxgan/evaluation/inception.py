@@ -27,6 +27,7 @@ from maxgan.nn.fuse import fold_after
 RESOLUTION = 299
 FEATURES = 2048
 EPSILON = 1e-3
+SPATIAL_BLOCK, SPATIAL_CHANNELS = 6, 7
 KERAS_CLASSES = 1000
 GRAPH_CLASSES = 1008
 
@@ -168,6 +169,16 @@ class Inception(nn.Module):
     def pooled(self, x: Tensor) -> Tensor:
         """Return features `(N, 2048)` of images `(N, 3, 299, 299)`, normalised as the weights expect."""
         return self.blocks(self.stem(x)).mean((2, 3))
+
+    def pooled_and_spatial(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `pooled` does, and the features `(N, 2023)` of the sFID (arXiv 2103.03841) as ADM takes them.
+
+        Those are the first 7 channels of `mixed_6/conv` in the graph of 2015, a map of 17 x 17, flattened with the
+        channels last: the first that the third block on this map joins.
+        """
+        x = self.blocks[: SPATIAL_BLOCK + 1](self.stem(x))
+        spatial = x[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+        return self.blocks[SPATIAL_BLOCK + 1 :](x).mean((2, 3)), spatial
 
     def classify(self, pooled: Tensor) -> Tensor:
         """Return logits `(N, num_classes)` of features `(N, 2048)`."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from maxgan.config import Metric
-from maxgan.evaluation.extractors import Extractor, load_extractor
+from maxgan.evaluation.catalogue import load_extractor
+from maxgan.evaluation.extractors import Extractor
 from maxgan.evaluation.features import Kept
 
 # Metrics that need the features themselves, of both sets.
@@ -24,7 +25,7 @@ class Protocol:
     extractor: str
     """Name of the extractor."""
     frechet: str
-    """What its Fréchet distance is called; `FID` is for Inception features only."""
+    """What its Fréchet distance is called; `FID` is for Inception features only, `sFID` for its spatial ones."""
     kernel: str
     """What its kernel distance is called; `KID` is for Inception features only."""
     inception: str
@@ -69,7 +70,7 @@ class Protocol:
     @property
     def kept_of_reals(self) -> Kept:
         """What a pass over the reals keeps."""
-        return Kept(features=bool(NEEDS_FEATURES & set(self.metrics)))
+        return Kept(bool(NEEDS_FEATURES & set(self.metrics)), spatial="spatial_frechet" in self.metrics)
 
     @property
     def kept_of_fakes(self) -> Kept:
@@ -77,7 +78,7 @@ class Protocol:
         uncertain = self.resamples or self.extrapolation_points
         needed = bool((NEEDS_FEATURES - {"half_split"}) & set(self.metrics) or uncertain)
         splits = self.inception_splits if "inception_score" in self.metrics else 0
-        return Kept(needed, splits, self.inception_seed)
+        return Kept(needed, splits, self.inception_seed, "spatial_frechet" in self.metrics)
 
 
 def feature_protocol(extractor: Extractor, num_images: int | None = None) -> Protocol:
@@ -87,6 +88,8 @@ def feature_protocol(extractor: Extractor, num_images: int | None = None) -> Pro
     return Protocol(f"fd-{name}", name, *labels, extractor.resize, cut="extractor", num_images=num_images)
 
 
+# What can be had of mean and covariance alone, which is what ADM publishes.
+_OF_STATISTICS: tuple[Metric, ...] = ("frechet", "spatial_frechet", "inception_score")
 _PUBLISHED: tuple[Metric, ...] = ("frechet", "inception_score", "kernel", "precision_recall", "density_coverage")
 
 
@@ -116,7 +119,10 @@ PROTOCOLS = {
     for protocol in (
         _inception("fid50k-train-2015-clean", "inception-2015", 1008, "clean", _TRAINING),
         _inception("fid50k-train-2015-tf1", "inception-2015", 1008, "tf1", _TRAINING),
-        _inception("adm-train-npz", "inception-2015", 1008, "tf1", "mean and covariance that ADM published"),
+        replace(
+            _inception("adm-train-npz", "inception-2015", 1008, "tf1", "means and covariances that ADM published"),
+            metrics=_OF_STATISTICS,
+        ),
         replace(_inception("hit-val50k", "inception-keras", 1000, "tf2", _VALIDATION, crop=0.875), quantisation="none"),
     )
 }

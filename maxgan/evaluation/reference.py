@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import maxgan
 from maxgan.data.arrays import array_names, read_array
@@ -62,15 +63,17 @@ def content_of(dataset: ImageDataset) -> str:
 
 def reference_key(content: str, extractor: Extractor, kept: Kept, device: str) -> str:
     """Return the name under which statistics are kept: another for any change that could change a score."""
-    facts = [content, extractor.name, extractor.digest, extractor.resize, kept.features, device, code_version()]
+    facts = [content, extractor.name, extractor.digest, extractor.resize, kept.features, kept.spatial, device,
+             code_version()]  # fmt: skip
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def save_reference(path: str | Path, reference: FeatureSet, resize: str) -> None:
     """Write a reference as one npz, whole or not at all.
 
-    It holds `mu` and `sigma` float64, as ADM's and clean-fid's files do, `feats` float32 as clean-fid's for KID, if the
-    features were kept, `labels`, `predictions`, and what they were made by as JSON text: `maxgan`.
+    It holds `mu` and `sigma` float64, as ADM's and clean-fid's files do; where they were kept, `mu_s` and `sigma_s` of
+    the spatial features, as ADM's do, and `feats` float32, as clean-fid's for KID; `labels`, `predictions`, and what
+    they were made by as JSON text: `maxgan`.
     """
     facts = {
         "source": reference.source,
@@ -85,7 +88,10 @@ def save_reference(path: str | Path, reference: FeatureSet, resize: str) -> None
         "sigma": reference.covariance.numpy(),
         "maxgan": np.array(json.dumps(facts)),
     }
+    spatial = (None, None) if reference.spatial is None else reference.spatial
     for name, value in (
+        ("mu_s", spatial[0]),
+        ("sigma_s", spatial[1]),
         ("feats", reference.features),
         ("labels", reference.labels),
         ("predictions", reference.predictions),
@@ -103,7 +109,9 @@ def is_statistics(path: str | Path) -> bool:
 
 
 def load_reference(path: str | Path, extractor: Extractor) -> FeatureSet:
-    """Read a reference: our own file, or `mu` and `sigma` (and `feats`) of ADM or clean-fid. Nothing is unpickled.
+    """Read a reference: our own file, or `mu` and `sigma` of ADM or clean-fid. Nothing is unpickled.
+
+    `mu_s` and `sigma_s` (the spatial features', of ADM) and `feats` (clean-fid's) are taken where they are there.
 
     A file of ours says what it was made by, and must fit. Others say nothing: that they are of this extractor and this
     way to resize is their user's word.
@@ -117,17 +125,19 @@ def load_reference(path: str | Path, extractor: Extractor) -> FeatureSet:
     def array(name: str) -> np.ndarray:
         return np.array(read_array(str(path), name))
 
-    mean, covariance = (torch.from_numpy(array(name).astype(np.float64)) for name in ("mu", "sigma"))
-    dim = mean.numel()
-    if (
-        mean.shape != (dim,)
-        or covariance.shape != (dim, dim)
-        or not (mean.isfinite().all() and covariance.isfinite().all())
-    ):
-        raise ValueError(
-            f"mu and sigma of {path} must be finite, (D,) and (D, D), not {tuple(mean.shape)} and "
-            f"{tuple(covariance.shape)}: make the statistics again"
-        )
+    def moments(suffix: str = "") -> tuple[Tensor, Tensor]:
+        mean, covariance = (torch.from_numpy(array(name + suffix).astype(np.float64)) for name in ("mu", "sigma"))
+        dim = mean.numel()
+        fits = mean.shape == (dim,) and covariance.shape == (dim, dim)
+        if not fits or not (mean.isfinite().all() and covariance.isfinite().all()):
+            raise ValueError(
+                f"mu{suffix} and sigma{suffix} of {path} must be finite, (D,) and (D, D), not {tuple(mean.shape)} and "
+                f"{tuple(covariance.shape)}: make the statistics again"
+            )
+        return mean, covariance
+
+    mean, covariance = moments()
+    spatial = moments("_s") if {"mu_s", "sigma_s"} <= set(names) else None
     features = torch.from_numpy(array("feats").astype(np.float32)) if "feats" in names else None
     facts: dict[str, Any]
     if "maxgan" in names:
@@ -157,6 +167,7 @@ def load_reference(path: str | Path, extractor: Extractor) -> FeatureSet:
         mean=mean,
         covariance=covariance,
         features=features,
+        spatial=spatial,
         labels=labels,
         predictions=predictions,
         content=facts["content"],

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from maxgan.evaluation.catalogue import load_extractor
 from maxgan.evaluation.dinov2 import DinoV2, load_dinov2, resize_positions
-from maxgan.evaluation.extractors import load_extractor
 
 pytest.importorskip("timm")
 WIDTH, DEPTH, HEADS = 384, 12, 6

@@ -22,11 +22,13 @@ from maxgan.config import DataConfig, PackConfig, ScoreConfig
 from maxgan.data.loader import ImageDataset, evaluation_batches
 from maxgan.data.pack import pack
 from maxgan.evaluation import evaluate as evaluation
+from maxgan.evaluation.catalogue import load_extractor
 from maxgan.evaluation.comparison import Scores
 from maxgan.evaluation.evaluate import Scorer, make_scorer, matched_labels
-from maxgan.evaluation.extractors import ClassifierExtractor, load_extractor
+from maxgan.evaluation.extractors import ClassifierExtractor
 from maxgan.evaluation.protocols import PROTOCOLS, feature_protocol
 from maxgan.evaluation.reference import save_reference
+from maxgan.evaluation.scores import frechet_distance
 from maxgan.models import MaxViTGenerator
 from maxgan.runtime import share_of
 from maxgan.writers import Batch, write_images
@@ -122,7 +124,13 @@ def test_the_scripts_take_the_newest_run(
 
 def test_the_script_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
-        (["--fakes=nowhere"], "nowhere"),
+        (["--fakes=nowhere"], "fakes can't be used: data.source nowhere does not exist"),
+        (["--fakes=digits-test", "--reference=nowhere"], "set extractor (cifar10, digits, or the file"),
+        (
+            ["--fakes=digits-test", "--reference=nowhere", "--extractor=digits"],
+            "reference can't be used: data.source now",
+        ),
+        (["--fakes=digits-test", "--n=12"], "n and truncation are for a generator, and digits-test is none"),
         ([f"--fakes={tmp_path}", "--extractor=inception"], "there is no extractor inception"),
         (["--n=1"], "n must be at least 2"),
     ):
@@ -280,6 +288,48 @@ def test_statistics_of_other_tools_are_taken_at_their_word(tmp_path: Path) -> No
         digits_scorer(reference=str(tmp_path / "evil.npz"))
 
 
+# Spatial features
+
+
+def test_spatial_features_have_a_distance_of_their_own(tmp_path: Path, classifier: Any) -> None:
+    model = classifier(resolution=8)
+    extractor = ClassifierExtractor(model, "pixels", spatial=lambda x: (model.pooled(x), x[:, 0, :3].flatten(1)))
+    protocol = replace(feature_protocol(extractor), metrics=("frechet", "spatial_frechet"))
+
+    def score(reference: str) -> dict[str, float]:
+        data = DataConfig(source=reference, resolution=8, channels=1)
+        scorer = Scorer(protocol, extractor, data, Accelerator(cpu=True), cache=tmp_path / "cache")
+        found = scorer.score_images("digits-test").metrics
+        save_reference(tmp_path / "reference.npz", scorer.real, extractor.resize)
+        return dict(found)
+
+    first = score("digits-train")
+    rows = []
+    for source in ("digits-train", "digits-test"):
+        dataset = ImageDataset(DataConfig(source=source, resolution=8, channels=1))
+        images, _ = next(evaluation_batches(dataset, len(dataset), range(len(dataset))))
+        rows.append((images[:, 0, :3].flatten(1).double() / 127.5 - 1).numpy())
+    moments = [(x.mean(0), np.cov(x, rowvar=False)) for x in rows]
+    # Float32 grey levels, whose covariance is nearly singular at the border.
+    assert first["sfd"] == pytest.approx(frechet_distance(*moments[0], *moments[1]), rel=1e-4)
+    assert abs(first["sfd"] / first["fd"] - 1) > 0.1
+    assert score("digits-train") == first  # kept
+    with np.load(tmp_path / "reference.npz") as file:
+        arrays = {name: file[name] for name in ("mu", "sigma", "mu_s", "sigma_s")}
+    np.testing.assert_allclose(arrays["mu_s"], moments[0][0], atol=1e-6)
+    np.testing.assert_allclose(arrays["sigma_s"], moments[0][1], atol=1e-6)
+    np.savez(tmp_path / "adm.npz", **arrays)
+    assert score(str(tmp_path / "adm.npz")) == first
+    np.savez(tmp_path / "plain.npz", mu=arrays["mu"], sigma=arrays["sigma"])
+    with pytest.raises(ValueError, match=r"plain.npz holds no statistics of spatial features \(mu_s, sigma_s\)"):
+        score(str(tmp_path / "plain.npz"))
+    np.savez(tmp_path / "bad.npz", **{**arrays, "sigma_s": np.eye(2)})
+    with pytest.raises(ValueError, match=r"mu_s and sigma_s of .* not \(24,\) and \(2, 2\)"):
+        score(str(tmp_path / "bad.npz"))
+    with pytest.raises(ValueError, match="extractor digits gives no spatial features"):
+        digits_scorer(metrics=("spatial_frechet",), cache="off").score_images("digits-test")
+
+
 # Sources and settings
 
 
@@ -344,6 +394,9 @@ def test_images_in_an_npz_or_in_shards_score_as_the_same_in_a_zip(tmp_path: Path
     assert one.metrics == two.metrics == three.metrics
     assert one.metrics["accuracy"] > 0.9
     assert all(digits_scorer(reference=source, **settings).real.count == 100 for source in (arrays, shards))
+    evaluate.main([f"--fakes={shards}/*.tar", f"--output={tmp_path}/s.json", "--metrics=[frechet,accuracy]",
+                   "--cpu=true", "--threads=1"])  # fmt: skip
+    assert json.loads((tmp_path / "s.json").read_text())["metrics"] == pytest.approx(one.metrics)
 
 
 def test_sample_scores_what_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -356,7 +409,8 @@ def test_sample_scores_what_it_writes(tmp_path: Path, capsys: pytest.CaptureFixt
     evaluate.main([f"--fakes={tmp_path}/g.safetensors", "--n=150", f"--output={tmp_path}/two.json",
                    f"--save_reference={tmp_path}/reference.npz", metrics, *common])  # fmt: skip
     evaluate.main([f"--fakes={tmp_path}/fakes.npz", f"--output={tmp_path}/three.json", metrics,
-                   f"--reference={tmp_path}/reference.npz", "--cpu=true", "--threads=1"])  # fmt: skip
+                   f"--reference={tmp_path}/reference.npz", "--extractor=digits", "--cpu=true",
+                   "--threads=1"])  # fmt: skip
     one, two, three = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two", "three"))
     assert one["metrics"] == pytest.approx(two["metrics"], rel=1e-4)
     assert one["metrics"] == pytest.approx(three["metrics"], rel=1e-4)

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from maxgan.evaluation import extractors
-from maxgan.evaluation.extractors import ClassifierExtractor, ModuleExtractor, load_extractor
+from maxgan.evaluation import catalogue
+from maxgan.evaluation.catalogue import load_extractor
+from maxgan.evaluation.extractors import ClassifierExtractor, ModuleExtractor
 
 
 def noise(count: int, channels: int, side: int) -> Tensor:
@@ -127,8 +128,8 @@ def test_a_file_is_loaded_by_path_and_a_packaged_one_by_name(
         loaded.append(Path(path).read_bytes())
         return classifier()
 
-    monkeypatch.setattr(extractors, "load_model", load)
-    monkeypatch.setattr(extractors.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(catalogue, "load_model", load)
+    monkeypatch.setattr(catalogue.resources, "files", lambda package: tmp_path)
     for name, content in (("little", b"packaged"), (mine, b"by path")):
         extractor = load_extractor(name)
         assert extractor.name == Path(name).stem
@@ -212,7 +213,7 @@ def test_a_module_that_gives_something_else_is_refused() -> None:
 @pytest.mark.parametrize(("name", "channels", "resolution"), [("digits", 1, 16), ("cifar10", 3, 32)])
 def test_packaged_classifiers_are_those_of_their_page(name: str, channels: int, resolution: int) -> None:
     extractor = load_extractor(name)
-    page = (Path(extractors.__file__).parent / "weights" / "README.md").read_text()
+    page = (Path(catalogue.__file__).parent / "weights" / "README.md").read_text()
     assert f"`{extractor.digest}`" in page
     assert (extractor.name, extractor.channels, extractor.resolution) == (name, channels, resolution)
     found = extractor(torch.randint(0, 256, (2, channels, resolution, resolution), dtype=torch.uint8))

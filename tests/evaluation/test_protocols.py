@@ -66,6 +66,9 @@ def test_features_are_kept_only_where_they_are_needed() -> None:
     assert statistics.kept_of_reals == Kept(features=False)
     assert statistics.kept_of_fakes == Kept(False, 10, 2020)
     assert customised(protocol, ["frechet"]).kept_of_fakes == Kept(False, 0, 2020)
+    # What ADM publishes is enough for all that its protocol names.
+    assert PROTOCOLS["adm-train-npz"].kept_of_reals == Kept(features=False, spatial=True)
+    assert PROTOCOLS["adm-train-npz"].kept_of_fakes == Kept(False, 10, 2020, spatial=True)
     assert customised(protocol, ["frechet"], resamples=5).kept_of_fakes.features
     assert not customised(protocol, ["frechet"], resamples=5).kept_of_reals.features
     assert not customised(protocol, ["half_split"]).kept_of_fakes.features

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.stand_ins import save_archive
-from maxgan.evaluation.extractors import ModuleExtractor, load_extractor
+from maxgan.evaluation.catalogue import load_extractor
+from maxgan.evaluation.extractors import ModuleExtractor
 from maxgan.evaluation.published import PORT_2015, TORCHSCRIPT_2015
 
 
@@ -48,8 +49,15 @@ def test_2015_equals_torch_fidelity(
     side: int, photos: Tensor, port_weights: Path, fidelity: Any, port: Callable[[str], ModuleExtractor]
 ) -> None:
     images = resized(photos, side)
+    maps: list[Tensor] = []
+    hook = fidelity.Mixed_6d.branch1x1.register_forward_hook(lambda *args: maps.append(args[-1]))
     features, logits, biased = fidelity(images)
+    hook.remove()
     found = port("tf1")(images)
+    # The graph's mixed_6/conv, of whose map ADM's evaluator flattens 7 channels, which stand last in it.
+    spatial = maps[0].permute(0, 2, 3, 1)[..., :7].reshape(len(images), -1)
+    assert spatial.shape[1] == 2023
+    assert deviations(found.spatial, spatial) < 1e-4
     assert deviations(found.features, features) < 1e-4
     assert deviations(found.logits, logits) < 1e-4
     assert deviations(biased, logits) > 0.01  # the bias that is left out matters

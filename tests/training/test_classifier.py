@@ -38,7 +38,7 @@ from maxgan.config import (
     TrainingConfig,
 )
 from maxgan.data.loader import ImageDataset, evaluation_batches, training_batches
-from maxgan.evaluation.extractors import load_extractor
+from maxgan.evaluation.catalogue import load_extractor
 from maxgan.models import MaxViT
 from maxgan.training.classifier import ClassifierTrainer, make_schedule, parameter_groups
 from maxgan.training.classifier_run import (
