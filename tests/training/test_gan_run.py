@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import signal
+import subprocess
+import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -18,7 +22,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from safetensors.torch import load_file
 
-from maxgan.checkpoint import load_model
+from maxgan.checkpoint import find_run_state, load_model
 from maxgan.config import (
     AugmentConfig,
     DataConfig,
@@ -292,6 +296,70 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_one_sentence(
     assert [p.name for p in sorted((directory / "checkpoints").iterdir())] == ["images-000000032", "images-000000064"]
     assert train(at(directory)) == 0
     assert_same(whole / "checkpoints/images-000000096", directory / "checkpoints/images-000000096")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_a_disk_that_was_full_has_room(whole: Path, tmp_path: Path) -> None:
+    """A real one: of too few bytes for all three checkpoints."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = sum(path.stat().st_size for path in (whole / "checkpoints").rglob("*") if path.is_file())
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount a small disk")
+    try:
+        directory = disk / "run"
+        with pytest.raises(OSError, match=r"^no space left on the disk to write .*: free some and start again; .*$"):
+            train(at(directory))
+        assert not list(directory.rglob(".tmp-*"))
+        newest = find_run_state(directory / "checkpoints", pytest.fail)
+        assert newest is not None
+        assert_same(whole / "checkpoints" / newest.name, newest)
+        subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
+        assert train(at(directory)) == 0
+        assert_same(whole / "checkpoints/images-000000096", directory / "checkpoints/images-000000096")
+        assert without_times(directory) == without_times(whole)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.slow
+def test_a_shard_that_changes_under_way_stops_the_run_and_it_goes_on_when_that_is_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = tmp_path / "images.tar"
+    noise = np.random.default_rng(0)
+    with tarfile.open(shard, "w") as archive:
+        for i in range(20):
+            png = io.BytesIO()
+            Image.fromarray(noise.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(png, "png")
+            entry = tarfile.TarInfo(f"{i}.png")
+            entry.size = len(png.getvalue())
+            archive.addfile(entry, io.BytesIO(png.getvalue()))
+    content = shard.read_bytes()
+    data = DataConfig(source=str(shard), resolution=8, crop="random", crop_fraction=0.9)  # so that memory keeps none
+    config = replace(TINY, data=data, training=TrainingConfig(images=64, batch_size=16))
+    assert train(at(tmp_path / "whole", config)) == 0
+    step = GanTrainer.step
+
+    def damaging(self: GanTrainer, batches: Any) -> Any:
+        if self.images_seen == 48:
+            shard.write_bytes(content[:5000] + b"changed" + content[5000:])
+        return step(self, batches)
+
+    monkeypatch.setattr(GanTrainer, "step", damaging)
+    with pytest.raises(ValueError, match=r"images\.tar.* changed") as caught:
+        train(at(tmp_path / "stopped", config))
+    assert "\n" not in str(caught.value)
+    newest = find_run_state(tmp_path / "stopped" / "checkpoints", pytest.fail)
+    assert newest is not None
+    assert newest.name == "images-000000032"
+    monkeypatch.setattr(GanTrainer, "step", step)
+    shard.write_bytes(content)
+    assert train(at(tmp_path / "stopped", config)) == 0
+    last = "checkpoints/images-000000064"
+    assert_same(tmp_path / "whole" / last, tmp_path / "stopped" / last)
+    assert without_times(tmp_path / "stopped") == without_times(tmp_path / "whole")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path: Path) -> None:
