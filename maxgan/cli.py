@@ -81,6 +81,7 @@ _WRONG_VALUE = re.compile(r'Parser key "(?P<name>[\w.]+)":.* (?:Got|Given) value
 _WRONG_SECTION = re.compile(r"""Parser key "(?P<name>[\w.]+)": Unable to load config ['"](?P<value>.*?)['"]""")
 _NO_FILE = re.compile(r"(?:File does not exist|Path is not a file): (.*)$")
 _WRONG_FILE = re.compile(r"(?:Problems parsing|Unexpected) config:")
+_OWN_RULE = re.compile(r"Union subtypes .* - (?!Expected)(.+?) Given value type")
 _NO_VALUE = re.compile(r"argument (--[\w.]+): expected one argument")
 
 
@@ -101,6 +102,8 @@ def _one_sentence(message: str, types: dict[str, Any], argv: Sequence[str]) -> s
         files = re.findall(r"--config[=\0]([^\0]+)", "\0".join(argv))
         example = "write lines like `optim:` and, indented below it, `lr: 1e-4`"
         return f"{' or '.join(files)} is no YAML file of settings: {example}"
+    if found := _OWN_RULE.search(message):
+        return found[1]
     if found := _NO_VALUE.search(message):
         return f"{found[1]} needs a value"
     return message
@@ -133,6 +136,8 @@ def _in_words(kind: Any) -> str:
         return f"a list like [{', '.join(str(choice) for choice in get_args(get_args(kind)[0])[:2])}]"
     if get_origin(kind) is tuple:
         return "a list of whole numbers like [64, 32]"
+    if dataclasses.is_dataclass(kind):
+        return "a schedule like {start: 1e-3, end: 1e-4}"
     if parts := get_args(kind):
         return " or ".join(_in_words(part) for part in parts)
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}[kind]

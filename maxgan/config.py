@@ -14,7 +14,6 @@ from typing import Any, Literal, get_args
 
 Norm = Literal["batch", "layer"]
 LossName = Literal["non_saturating", "hinge", "relativistic"]
-Gamma = float | Literal["auto"]
 # Parts of DiffAugment (arXiv 2006.10738), by its names.
 AUGMENTATIONS = ("color", "translation", "cutout")
 # Parts of ADA (arXiv 2006.06676), by the names of its code.
@@ -37,6 +36,34 @@ Metric = Literal[
     "class_frechet",
     "accuracy",
 ]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A setting that changes with the images seen, from `start` to `end`, and then stays there."""
+
+    start: float
+    """Its value at the first image."""
+    end: float
+    """Its value after `over` images."""
+    over: int | None = None
+    """Images that the change takes; unset: training.images."""
+    shape: Literal["cosine", "linear"] = "cosine"
+    """`cosine`, half a period, flat at both ends; or `linear`."""
+
+    def __post_init__(self) -> None:
+        if self.over is not None and self.over < 1:
+            raise ValueError(f"over, the images that a schedule takes, must be at least 1, not {self.over}")
+
+
+Scheduled = float | Schedule
+"""A number, or {start: ..., end: ...} with the fields of `Schedule`."""
+Gamma = float | Literal["auto"] | Schedule
+
+
+def values_of(setting: Scheduled) -> tuple[float, ...]:
+    """Return both ends of a schedule, or the one value of a setting that stays: what a range can be checked by."""
+    return (setting.start, setting.end) if isinstance(setting, Schedule) else (setting,)
 
 
 @dataclass(frozen=True)
@@ -340,10 +367,11 @@ class LossConfig:
     """`non_saturating`, the classic of HiT and StyleGAN2, `hinge`, that of SAGAN and BigGAN, or `relativistic`, which
     compares pairs of reals and fakes (R3GAN)."""
     r1_gamma: Gamma = 0.5
-    """Weight of R1: the loss gains (r1_gamma / 2) * E|gradient of D at real images|^2; 0 leaves it out; `auto` takes
-    StyleGAN2-ADA's rule, 0.0002 * resolution^2 / training.batch_size, a first guess for photographs."""
+    """Weight of R1, or its schedule: the loss gains (r1_gamma / 2) * E|gradient of D at real images|^2; 0 leaves it
+    out; `auto` takes StyleGAN2-ADA's rule, 0.0002 * resolution^2 / training.batch_size, a first guess for
+    photographs."""
     r2_gamma: Gamma = 0.0
-    """Weight of R2, the same at generated images; 0 leaves it out."""
+    """Weight of R2, or its schedule, the same at generated images; 0 leaves it out."""
     penalty_interval: int = 1
     """Updates from one with penalties to the next; above 1 (lazy penalties) their weights are multiplied by it, and
     D's learning rate and betas are adapted."""
@@ -362,7 +390,8 @@ class LossConfig:
     """The augmentations T of bCR, in their order, those of DiffAugment: `color`, `translation`, `cutout`."""
 
     def __post_init__(self) -> None:
-        if not all(gamma == "auto" or gamma >= 0 for gamma in (self.r1_gamma, self.r2_gamma)):
+        gammas = [gamma for gamma in (self.r1_gamma, self.r2_gamma) if gamma != "auto"]
+        if not all(value >= 0 for gamma in gammas for value in values_of(gamma)):
             raise ValueError(
                 f"loss.r1_gamma and loss.r2_gamma must be 0 or more, or auto, not {self.r1_gamma}, {self.r2_gamma}"
             )
@@ -384,8 +413,8 @@ class AugmentConfig:
     """What T is made of, joined by commas: `ada`, or some of its parts `xflip`, `rotate90`, `xint`, `scale`, `rotate`,
     `aniso`, `xfrac`, `brightness`, `contrast`, `lumaflip`, `hue`, `saturation`; then DiffAugment's `color`,
     `translation`, `cutout`, in their order; unset: nothing."""
-    probability: float = 1.0
-    """Probability of each part for each image; ADA's parts stay out of the samples up to about 0.8."""
+    probability: Scheduled = 1.0
+    """Probability of each part for each image, or its schedule; ADA's parts stay out of the samples up to about 0.8."""
     target: float | None = None
     """Adaptive probability, from 0, in place of a given one: it rises while the mean sign of D at reals (with the
     relativistic loss: of D(real) - D(fake)) is above this, 0.6 in ADA, and falls below; unset: not adaptive."""
@@ -395,7 +424,7 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         if self.policy is not None:
             _check_policy("augment.policy", self.policy, (*AUGMENTATIONS, "ada", *ADA))
-        if not 0 <= self.probability <= 1:
+        if not all(0 <= value <= 1 for value in values_of(self.probability)):
             raise ValueError(f"augment.probability must be from 0 to 1, not {self.probability}")
         if self.target is not None and (self.policy is None or self.probability != 1):
             raise ValueError(
@@ -427,28 +456,28 @@ class OptimConfig:
     updates: Literal["alternating", "simultaneous"] = "alternating"
     """`alternating`: D is updated, then G against the new D with fakes of its own; or `simultaneous`, HiT's way: both
     from the same fakes and the networks as they were, which saves a forward pass of G."""
-    lr: float = 5e-4
-    """Learning rate of the generator, and of the discriminator unless discriminator_lr is set."""
-    discriminator_lr: float | None = None
-    """Learning rate of the discriminator; unset: lr."""
-    final_lr: float | None = 1e-5
-    """Learning rate of the generator at the end, reached on a cosine; the discriminator's falls in the same proportion;
-    unset: both stay constant."""
-    beta1: float = 0.0
-    """Adam's beta1."""
-    beta2: float = 0.99
-    """Adam's beta2."""
+    lr: Scheduled = Schedule(5e-4, 1e-5)
+    """Learning rate of the generator, and of the discriminator unless discriminator_lr is set: a number, or a schedule
+    in images seen such as {start: 5e-4, end: 1e-5}, as every setting may be that says so; further fields are `over`,
+    images (unset: all), and `shape`, cosine or linear."""
+    discriminator_lr: Scheduled | None = None
+    """Learning rate of the discriminator, or its schedule; unset: lr."""
+    beta1: Scheduled = 0.0
+    """Adam's beta1, or its schedule."""
+    beta2: Scheduled = 0.99
+    """Adam's beta2, or its schedule."""
     eps: float = 1e-8
     """Adam's epsilon."""
 
     def __post_init__(self) -> None:
-        if not self.lr > 0 or (self.discriminator_lr is not None and not self.discriminator_lr > 0):
-            raise ValueError(
-                f"optim.lr and optim.discriminator_lr must be above 0, not {self.lr}, {self.discriminator_lr}"
-            )
-        if self.final_lr is not None and not 0 <= self.final_lr <= self.lr:
-            raise ValueError(f"optim.final_lr must be from 0 to optim.lr {self.lr}, not {self.final_lr}")
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+        for rate in (self.lr, self.lr if self.discriminator_lr is None else self.discriminator_lr):
+            first, *last = values_of(rate)
+            if not first > 0 or not all(value >= 0 for value in last):
+                raise ValueError(
+                    "optim.lr and optim.discriminator_lr must be above 0, and may fall to 0, not "
+                    f"{self.lr}, {self.discriminator_lr}"
+                )
+        if not all(0 <= value < 1 for beta in (self.beta1, self.beta2) for value in values_of(beta)):
             raise ValueError(f"optim.beta1 and optim.beta2 must be in [0, 1), not {self.beta1}, {self.beta2}")
 
 
@@ -456,13 +485,13 @@ class OptimConfig:
 class EmaConfig:
     """Moving average of weights and BatchNorm statistics: the network that is sampled, measured and exported."""
 
-    half_life: float = 20_000
-    """Half-life in images seen; 0 for no average."""
+    half_life: Scheduled = 20_000
+    """Half-life in images seen, or its schedule; 0 for no average."""
     warmup: float = 0.2
     """Early in training the half-life is at most this fraction of the images seen; 0 switches the warm-up off."""
 
     def __post_init__(self) -> None:
-        if self.half_life < 0 or self.warmup < 0:
+        if min(values_of(self.half_life)) < 0 or self.warmup < 0:
             raise ValueError(f"ema.half_life and ema.warmup must be 0 or more, not {self.half_life}, {self.warmup}")
 
 

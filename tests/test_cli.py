@@ -24,6 +24,7 @@ from maxgan.config import (
     PackConfig,
     ReportConfig,
     SampleConfig,
+    Schedule,
     TrainingConfig,
 )
 
@@ -57,6 +58,15 @@ def test_flags_and_files_win_in_their_order(tmp_path: Path) -> None:
     assert (config.optim.lr, config.optim.beta2, config.optim.eps) == (1e-4, 0.5, OptimConfig().eps)
     assert config.generator.widths == (8, 4)
     assert name == "recipe"
+
+
+def test_a_schedule_is_a_group_of_fields_or_a_number(tmp_path: Path) -> None:
+    assert parse(GanConfig, ["--optim.lr.start=1e-3"])[0].optim.lr == Schedule(1e-3, 1e-5)
+    assert parse(GanConfig, ["--optim.lr=1e-3"])[0].optim.lr == 1e-3
+    config, _ = parse(GanConfig, ["--loss.r1_gamma={start: 1, end: 0.1, over: 300, shape: linear}"])
+    assert config.loss.r1_gamma == Schedule(1, 0.1, 300, "linear")
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    assert parse(GanConfig, [f"--config={tmp_path}/run.yaml"])[0] == config
 
 
 def docstrings(config_class: type[Any]) -> dict[str, str]:
@@ -115,7 +125,13 @@ def message(capsys: pytest.CaptureFixture[str], *arguments: str, config_class: t
         ("--generator.window=3", "there is no setting 'generator.window'; did you mean 'generator.window_size'?"),
         ("--zzz=3", "there is no setting 'zzz'; --help lists all"),
         ("digits", "there is no setting 'digits'; --help lists all"),
-        ("--optim.lr=abc", "optim.lr must be a number, not abc"),
+        ("--optim.lr=abc", "optim.lr must be a number or a schedule like {start: 1e-3, end: 1e-4}, not abc"),
+        ("--optim.eps=abc", "optim.eps must be a number, not abc"),
+        ("--optim.lr={start: 1, edn: 2}", "there is no setting 'edn'; --help lists all"),
+        (
+            "--optim.beta2={start: 1, end: 2, over: 0}",
+            "over, the images that a schedule takes, must be at least 1, not 0",
+        ),
         ("--training.images=3.5", "training.images must be a whole number, not 3.5"),
         ("--data.flip=maybe", "data.flip must be true or false, not maybe"),
         ("--data.crop=left", "data.crop must be center or random or resized or whole, not left"),
@@ -123,7 +139,7 @@ def message(capsys: pytest.CaptureFixture[str], *arguments: str, config_class: t
         ("--generator.widths=8", "generator.widths must be a list of whole numbers like [64, 32] or null, not 8"),
         ("--optim=fast", "optim is a group of settings and can't be 'fast': set its fields, --help lists them"),
         ("--optim.lr", "--optim.lr needs a value"),
-        ("--optim.lr=-1", "optim.lr and optim.discriminator_lr must be above 0, not -1.0, None"),
+        ("--optim.lr=-1", "optim.lr and optim.discriminator_lr must be above 0, and may fall to 0, not -1.0, None"),
         ("--config=/missing.yaml", "there is no config file '/missing.yaml'"),
         ("--lr=3", "there is no setting 'lr'; did you mean 'optim.lr'?"),
         ("--generator.lr=3", "there is no setting 'generator.lr'; did you mean 'optim.lr'?"),
@@ -146,8 +162,8 @@ NO_SETTINGS = "{file} is no YAML file of settings: write lines like `optim:` and
         ("optim: {lrr: 1}", "there is no setting 'optim.lrr'; did you mean 'optim.lr'?"),
         ("optimm: {lr: 1}", "there is no setting 'optimm.lr'; did you mean 'optim.lr'?"),
         ("seeds: 1", "there is no setting 'seeds'; did you mean 'training.seed'?"),
-        ("optim: {lr: abc}", "optim.lr must be a number, not abc"),
-        ("optim: {lr: -1}", "optim.lr and optim.discriminator_lr must be above 0, not -1.0, None"),
+        ("optim: {eps: abc}", "optim.eps must be a number, not abc"),
+        ("optim: {lr: -1}", "optim.lr and optim.discriminator_lr must be above 0, and may fall to 0, not -1.0, None"),
         ("optim: 3", "optim is a group of settings and can't be '3': set its fields, --help lists them"),
         ("optim: null", "optim is a group of settings and can't be 'None': set its fields, --help lists them"),
         ("optim: [1", NO_SETTINGS),

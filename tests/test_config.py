@@ -22,6 +22,7 @@ from maxgan.config import (
     NetworksConfig,
     OptimConfig,
     RunConfig,
+    Schedule,
     TrainingConfig,
     differences,
     learning_hash,
@@ -39,7 +40,6 @@ OTHERS: dict[str, Any] = {
     "backbone.widths": (16, 32),
     "backbone.depths": (2, 1),
     "optim.min_lr": 1e-4,
-    "optim.final_lr": 1e-6,
     "loss.bcr_augment": "color",
     "augment.policy": "ada,cutout",
 }
@@ -48,7 +48,7 @@ OTHERS: dict[str, Any] = {
 def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
+        if dataclasses.is_dataclass(value) and not isinstance(value, Schedule):
             yield from fields(value, f"{prefix}{field.name}.")
         else:
             yield prefix + field.name, value
@@ -63,6 +63,8 @@ def changed(config: Any, name: str) -> Any:
     choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
     if name in OTHERS:
         new = OTHERS[name]
+    elif isinstance(old, Schedule):
+        new = dataclasses.replace(old, end=old.end / 2)
     elif choices:
         new = next(choice for choice in choices if choice != old)
     elif isinstance(old, bool):
@@ -164,8 +166,14 @@ def test_differences_are_named_with_both_values() -> None:
         (lambda: AugmentConfig("ada", target=1), "augment.target must be between -1 and 1, not 1: take 0.6"),
         (lambda: AugmentConfig("ada", adapt_images=0), "augment.adapt_images must be at least 1, not 0"),
         (lambda: GanConfig(dry_classes=-1), "dry_classes must be 0 or more, not -1"),
-        (lambda: OptimConfig(lr=0), "optim.lr and optim.discriminator_lr must be above 0, not 0, None"),
-        (lambda: OptimConfig(discriminator_lr=-1), "optim.discriminator_lr must be above 0"),
+        (lambda: OptimConfig(lr=0), "optim.lr and optim.discriminator_lr must be above 0, and may fall to 0, not 0, N"),
+        (lambda: OptimConfig(lr=Schedule(0, 1)), r"must be above 0, and may fall to 0, not Schedule\(start=0, end=1"),
+        (lambda: OptimConfig(beta2=Schedule(0.9, 1)), r"optim.beta2 must be in \[0, 1\), not 0.0, Schedule"),
+        (lambda: LossConfig(r1_gamma=Schedule(1, -1)), "loss.r1_gamma .* must be 0 or more, or auto, not Schedule"),
+        (lambda: AugmentConfig("ada", Schedule(0, 2)), "augment.probability must be from 0 to 1, not Schedule"),
+        (lambda: EmaConfig(half_life=Schedule(-1, 2)), "ema.half_life and ema.warmup must be 0 or more, not Schedule"),
+        (lambda: Schedule(1, 2, 0), "over, the images that a schedule takes, must be at least 1, not 0"),
+        (lambda: OptimConfig(discriminator_lr=-1), "optim.discriminator_lr must be above 0, and may fall to 0"),
         (lambda: OptimConfig(beta1=1), r"optim.beta1 and optim.beta2 must be in \[0, 1\), not 1, 0.99"),
         (lambda: OptimConfig(beta2=-0.1), "optim.beta2 must be in"),
         (lambda: EmaConfig(half_life=-1), "ema.half_life and ema.warmup must be 0 or more, not -1, 0.2"),

@@ -8,24 +8,25 @@ from typing import Any
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from maxgan.config import EmaConfig
-from maxgan.training.schedules import ema_decay
+from maxgan.config import EmaConfig, TrainingConfig
+from maxgan.training.schedules import ema_decay, value_at
 
 
 def moving_average(
-    network: nn.Module, config: EmaConfig, batch_size: int, images_seen: Callable[[], int]
+    network: nn.Module, config: EmaConfig, training: TrainingConfig, images_seen: Callable[[], int]
 ) -> AveragedModel:
     """Return an averaged copy of `network` (`.module`), buffers included, to update with `update_parameters`.
 
     Args:
         network: not wrapped, on its device.
         config: half-life and warm-up.
-        batch_size: images of one update.
+        training: its batch and length.
         images_seen: gives the images seen up to and including the update.
     """
 
     def average(averaged: Any, current: Any, _: Any) -> None:
-        decay = ema_decay(images_seen(), batch_size, config.half_life, config.warmup)
+        half_life = value_at(config.half_life, images_seen(), training.images)
+        decay = ema_decay(images_seen(), training.batch_size, half_life, config.warmup)
         get_ema_multi_avg_fn(decay)(averaged, current, 0)
 
     return AveragedModel(network, multi_avg_fn=average, use_buffers=True).requires_grad_(False)

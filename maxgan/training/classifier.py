@@ -80,7 +80,7 @@ class ClassifierTrainer:
         self.mix = Mix(config.mix, facts.num_classes) if config.mix.mixup or config.mix.cutmix else None
         self.ema: AveragedModel | None = None
         if config.ema.half_life:
-            self.ema = moving_average(network, config.ema, training.batch_size, lambda: self.images_seen)
+            self.ema = moving_average(network, config.ema, training, lambda: self.images_seen)
         self.watchdog = Watchdog(accelerator, {"network": network}, {"network": optimizer}, training.batch_size)
         self.network, self.optimizer, self.schedule = accelerator.prepare(network, optimizer, schedule)
         self.network.train()

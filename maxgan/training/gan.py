@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from maxgan.config import Gamma, GanConfig, ImageFacts, LossConfig
+from maxgan.config import Gamma, GanConfig, ImageFacts, LossConfig, Scheduled
 from maxgan.data.loader import Batch
 from maxgan.data.transforms import to_float
 from maxgan.models.build import build_discriminator, build_generator
@@ -27,7 +27,7 @@ from maxgan.training.losses import (
     generator_loss,
     gradient_penalty,
 )
-from maxgan.training.schedules import cosine, lazy_adam
+from maxgan.training.schedules import lazy_adam, value_at
 from maxgan.training.signs import ACCURACY, VARIETY, accuracy, variety
 from maxgan.training.sync_norm import sync_norms
 from maxgan.training.watchdog import Watchdog
@@ -172,19 +172,15 @@ class GanTrainer:
         generator, discriminator = build_generator(config, facts), build_discriminator(config, facts)
         for network in (generator, discriminator):
             network.to(accelerator.device).to(memory_format=torch.channels_last)
-        self.ema = moving_average(generator, config.ema, config.training.batch_size, lambda: self.images_seen)
+        self.ema = moving_average(generator, config.ema, config.training, lambda: self.images_seen)
 
         self.latent_dim = generator.latent_dim
         if config.training.sync_batchnorm:
             generator = sync_norms(generator, accelerator)
-        optim = config.optim
-        betas = (float(optim.beta1), float(optim.beta2))
-        optimizer_g = torch.optim.Adam(generator.parameters(), optim.lr, betas, optim.eps)
-        lr, betas = lazy_adam(
-            optim.discriminator_lr or optim.lr, optim.beta1, optim.beta2, config.loss.penalty_interval
-        )
-        optimizer_d = torch.optim.Adam(discriminator.parameters(), lr, betas, optim.eps)
-        self.start_lr_g, self.start_lr_d = optim.lr, lr
+        # With the rates of the first update; every update sets them.
+        (lr_g, betas_g), (lr_d, betas_d) = self._rates()
+        optimizer_g = torch.optim.Adam(generator.parameters(), lr_g, betas_g, config.optim.eps)
+        optimizer_d = torch.optim.Adam(discriminator.parameters(), lr_d, betas_d, config.optim.eps)
         self.discriminator = discriminator
         networks = {"generator": generator, "discriminator": discriminator}
         optimizers = {"generator": optimizer_g, "discriminator": optimizer_d}
@@ -205,13 +201,13 @@ class GanTrainer:
     @property
     def probability(self) -> float:
         """Probability of each part of the augmentation."""
-        return self.config.augment.probability if self.adaptive is None else self.adaptive.value
+        return self._now(self.config.augment.probability) if self.adaptive is None else self.adaptive.value
 
     def gamma(self, setting: Gamma) -> float:
-        """Return the weight of a penalty."""
+        """Return the weight of a penalty at this update."""
         if setting == "auto":
             return automatic_gamma(self.facts.resolution, self.config.training.batch_size)
-        return setting
+        return self._now(setting)
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         """Update both networks, then the moving average; take `accumulation` micro-batches from `batches`.
@@ -219,7 +215,9 @@ class GanTrainer:
         Returns:
             Detached scalars of this process's share, on the device.
         """
-        self._set_learning_rates()
+        for optimizer, (lr, betas) in zip((self.optimizer_g, self.optimizer_d), self._rates(), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"], group["betas"] = lr, betas
         metrics = self.update_networks(
             [self._to_device(*next(batches)) for _ in range(self.config.training.accumulation)]
         )
@@ -354,15 +352,19 @@ class GanTrainer:
         for (images, _), normal in zip(micro, self._draws(phase, micro[0][0][0].numel(), torch.randn), strict=True):
             yield directions_of(normal, images)
 
-    def _set_learning_rates(self) -> None:
-        """Set both optimisers to where the cosine stands; nothing of it need be saved."""
+    def _rates(self) -> list[tuple[float, tuple[float, float]]]:
+        """Return Adam's lr and betas of G and of D at this update; nothing of them need be saved."""
         optim = self.config.optim
-        if optim.final_lr is None:
-            return
-        factor = cosine(self.images_seen / self.config.training.images, 1.0, optim.final_lr / optim.lr)
-        for optimizer, start in ((self.optimizer_g, self.start_lr_g), (self.optimizer_d, self.start_lr_d)):
-            for group in optimizer.param_groups:
-                group["lr"] = start * factor
+        betas = self._now(optim.beta1), self._now(optim.beta2)
+        rate_d = optim.lr if optim.discriminator_lr is None else optim.discriminator_lr
+        return [
+            (self._now(optim.lr), betas),
+            lazy_adam(self._now(rate_d), *betas, self.config.loss.penalty_interval),
+        ]
+
+    def _now(self, setting: Scheduled) -> float:
+        """Return the value of a setting at this update."""
+        return value_at(setting, self.images_seen, self.config.training.images)
 
     def _to_device(self, images: Tensor, labels: Tensor) -> Images:
         device = self.accelerator.device

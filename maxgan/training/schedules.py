@@ -4,6 +4,21 @@ from __future__ import annotations
 
 import math
 
+from maxgan.config import Schedule, Scheduled
+
+
+def value_at(setting: Scheduled, images_seen: int, total: int) -> float:
+    """Return the value of a setting after `images_seen` images, in a training of `total`."""
+    if not isinstance(setting, Schedule):
+        return float(setting)
+    progress = min(images_seen / (setting.over or total), 1.0)
+    left = 0.5 * (1 + math.cos(math.pi * progress)) if setting.shape == "cosine" else 1 - progress
+    if setting.start == 0:
+        return setting.end * (1 - left)
+    # As a factor of the start: both networks' rates then fall in exactly the same proportion.
+    end = setting.end / setting.start
+    return setting.start * (end + (1.0 - end) * left)
+
 
 def ema_decay(images_seen: int, batch_size: int, half_life: float, warmup: float) -> float:
     """Return the weight that a moving average keeps of its old value at one update.
@@ -29,8 +44,3 @@ def lazy_adam(lr: float, beta1: float, beta2: float, interval: int) -> tuple[flo
     """
     c = interval / (interval + 1) if interval > 1 else 1.0
     return lr * c, (float(beta1**c), float(beta2**c))
-
-
-def cosine(progress: float, start: float, end: float) -> float:
-    """Return a value that falls from `start` to `end` on half a cosine as progress goes from 0 to 1."""
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))

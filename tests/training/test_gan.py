@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from maxgan.config import (
     GeneratorConfig,
     LossConfig,
     OptimConfig,
+    Schedule,
     TrainingConfig,
 )
 from maxgan.data.loader import ImageDataset, training_batches
@@ -185,7 +187,7 @@ def test_updates_are_those_of_the_formulas(loss: str, updates: str, accumulation
         TINY,
         loss=LossConfig(loss, r1_gamma=2.0, bcr_real=1.0, bcr_fake=0.5),  # type: ignore[arg-type]
         augment=AugmentConfig(policy, 0.7),
-        optim=OptimConfig(updates=updates, lr=1e-3, discriminator_lr=2e-3, final_lr=None),  # type: ignore[arg-type]
+        optim=OptimConfig(updates=updates, lr=1e-3, discriminator_lr=2e-3),  # type: ignore[arg-type]
         training=TrainingConfig(images=16, batch_size=8, accumulation=accumulation, seed=5),
     )
     dataset = ImageDataset(DataConfig())
@@ -299,7 +301,7 @@ def rates(config: GanConfig) -> list[tuple[float, float]]:
 
 
 def test_learning_rates_fall_on_a_cosine_in_images_seen() -> None:
-    optim = OptimConfig(lr=1e-3, discriminator_lr=2e-3, final_lr=1e-4)
+    optim = OptimConfig(lr=Schedule(1e-3, 1e-4), discriminator_lr=Schedule(2e-3, 2e-4))
     found = rates(replace(TINY, optim=optim))
     # cos(0), cos(pi / 8), ...
     cosines = [1.0, 0.9238795325, 0.7071067812, 0.3826834324, 0.0, -0.3826834324, -0.7071067812, -0.9238795325]
@@ -308,8 +310,41 @@ def test_learning_rates_fall_on_a_cosine_in_images_seen() -> None:
         assert lr_d == pytest.approx(2 * lr_g)
 
 
-def test_without_a_final_rate_and_with_lazy_penalties() -> None:
-    config = replace(TINY, optim=OptimConfig(lr=1e-3, final_lr=None), loss=LossConfig(penalty_interval=4))
+def test_a_constant_rate_with_lazy_penalties() -> None:
+    config = replace(TINY, optim=OptimConfig(lr=1e-3), loss=LossConfig(penalty_interval=4))
     for lr_g, lr_d in rates(config):
         assert lr_g == 1e-3
         assert lr_d == pytest.approx(8e-4)
+
+
+def test_betas_gammas_and_the_probability_of_augmentation_follow_their_schedules(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def line(start: float, end: float, over: int | None = None) -> Schedule:
+        return Schedule(start, end, over, "linear")
+
+    config = replace(
+        TINY,
+        loss=LossConfig(r1_gamma=line(1, 0.5, 32), r2_gamma=line(0, 8), penalty_interval=2),
+        augment=AugmentConfig("cutout", line(0, 0.4)),
+        optim=OptimConfig(lr=line(1e-3, 0), beta1=line(0.4, 0.0), beta2=line(0.9, 0.98, 16)),
+        training=TrainingConfig(images=32, batch_size=8),
+    )
+    dataset = ImageDataset(DataConfig())
+    trainer = GanTrainer(config, dataset.facts, Accelerator(cpu=True))
+    gammas: list[float] = []
+    forward = DiscriminatorObjective.forward
+
+    def watched(self: DiscriminatorObjective, *arguments: Any) -> Any:
+        gammas.extend(arguments[3:5])
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(DiscriminatorObjective, "forward", watched)
+    batches = training_batches(dataset, 8, 0)
+    for update in range(4):
+        assert trainer.step(batches)["augment_probability"].item() == pytest.approx(0.1 * update)
+        of_g, of_d = trainer.optimizer_g.param_groups[0], trainer.optimizer_d.param_groups[0]
+        betas = (0.4 - 0.1 * update, min(0.9 + 0.04 * update, 0.98))
+        assert (of_g["lr"], *of_g["betas"]) == pytest.approx((1e-3 - 2.5e-4 * update, *betas))
+        assert (of_d["lr"], *of_d["betas"]) == pytest.approx((2 / 3 * of_g["lr"], *(b ** (2 / 3) for b in betas)))
+    assert gammas == pytest.approx([2, 0, 0, 0, 1.5, 8, 0, 0])

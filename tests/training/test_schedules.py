@@ -1,8 +1,40 @@
 from __future__ import annotations
 
-import pytest
+import math
 
-from maxgan.training.schedules import ema_decay, lazy_adam
+import pytest
+import torch
+from torch import nn
+
+from maxgan.config import EmaConfig, Schedule, TrainingConfig
+from maxgan.training.averaging import moving_average
+from maxgan.training.schedules import ema_decay, lazy_adam, value_at
+
+
+@pytest.mark.parametrize(("start", "end"), [(2.0, 0.5), (0.0, 0.55), (0.9, 0.99), (5.0, 0.0)])
+def test_a_schedule_goes_from_its_start_to_its_end_and_stays(start: float, end: float) -> None:
+    cosine, linear = Schedule(start, end), Schedule(start, end, over=400, shape="linear")
+    for seen in (0, 100, 250, 1000, 3000):
+        share = (1 - math.cos(math.pi * min(seen / 1000, 1))) / 2
+        assert value_at(cosine, seen, 1000) == pytest.approx(start + (end - start) * share)
+        assert value_at(linear, seen, 1000) == pytest.approx(start + (end - start) * min(seen / 400, 1))
+    assert value_at(0.3, 77, 1000) == 0.3
+
+
+def test_the_half_life_of_an_average_follows_its_schedule() -> None:
+    network = nn.Linear(1, 1, bias=False)
+    seen = 0
+    config = EmaConfig(half_life=Schedule(0, 80, shape="linear"), warmup=0)
+    average = moving_average(network, config, TrainingConfig(images=80, batch_size=20), lambda: seen)
+    expected = 0.0
+    for value in (1.0, 5.0, 2.0, 4.0):
+        seen += 20
+        nn.init.constant_(network.weight, value)
+        average.update_parameters(network)
+        # The first is taken as it is; then the half-life is 40, 60, 80.
+        decay = 0.5 ** (20 / seen) if seen > 20 else 0.0
+        expected = decay * expected + (1 - decay) * value
+    torch.testing.assert_close(average.module.weight.item(), expected, rtol=1e-6, atol=0)
 
 
 def test_after_a_half_life_of_images_half_of_the_old_value_is_left() -> None:
