@@ -20,7 +20,7 @@ from maxgan.evaluation.evaluate import make_scorer, report
 from maxgan.evaluation.features import Collector
 from maxgan.evaluation.published import weights_digest
 from maxgan.runtime import share_of, start
-from maxgan.sampling import EXPORT_NAME, generate, load_generator, newest_export
+from maxgan.sampling import EXPORT_NAME, generate, load_generator, newest_export, parse_classes
 from maxgan.writers import Batch, image_grid, save_picture, write_images
 
 
@@ -96,16 +96,6 @@ def watch(
                 collector.add(batch.images, batch.labels)
             yield batch
             bar.update(min(len(batch.seeds) * accelerator.num_processes, n - bar.n))
-
-
-def parse_classes(text: str | None) -> list[int] | None:
-    """Return the integers of a text such as "3,5"; ValueError if it isn't one."""
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f'classes must be numbers with commas between, such as "3,5", not {text!r}') from None
 
 
 if __name__ == "__main__":

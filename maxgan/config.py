@@ -899,6 +899,161 @@ class EvaluateConfig(ScoreConfig):
 
 
 @dataclass(frozen=True)
+class ExploreConfig:
+    """What all commands of `python -m maxgan.explore` share."""
+
+    model: str | None = None
+    """Generator: file, folder, or Hugging Face Hub repository; unset: runs/*/generator.safetensors written last."""
+    output: str | None = None
+    """The picture, which is replaced if it is there; unset: one named after the command beside the generator."""
+    seed: int = 0
+    """Seed of the first latent; the others follow one by one."""
+    batch_size: int = 64
+    """Images at once."""
+    cpu: bool = False
+    """Stay on the CPU although there is an accelerator."""
+    threads: int | None = None
+    """CPU threads; unset: the cores at hand."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, seed=0, batch_size=1)
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1, not {self.threads}")
+        self._check_output(".png")
+
+    def _check_output(self, *suffixes: str) -> None:
+        if self.output is not None and not self.output.lower().endswith(suffixes):
+            raise ValueError(f"output must be a {' or '.join(suffixes)} file, not {self.output}")
+
+
+@dataclass(frozen=True)
+class ClassSheetConfig(ExploreConfig):
+    """A sheet with a row for each class: `python -m maxgan.explore classes`.
+
+    A column has the same latent in every row.
+    """
+
+    classes: str | None = None
+    """Classes to show, such as "3,5"; unset: all, at most 100."""
+    columns: int = 10
+    """Samples of each class."""
+    truncation: float | None = None
+    """Draw the latents from a normal cut at this value; unset: not cut."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(self, columns=1)
+
+
+@dataclass(frozen=True)
+class InterpolateConfig(ExploreConfig):
+    """A closed path through latents, as an animation and as a strip: `python -m maxgan.explore interpolate`.
+
+    Spherical, since latents are Gaussian: a straight line would lead through lengths that none of them has.
+    """
+
+    output: str | None = None
+    """The animation, a .gif, or a .webp with all colours; the strip is a .png of the same name; both are replaced;
+    unset: interpolation.gif beside the generator."""
+    paths: int | None = None
+    """Paths side by side, each through latents of its own; unset: one for each class, at most 10, or 4 without
+    classes."""
+    points: int = 4
+    """Latents that a path leads through before it comes back to the first."""
+    frames: int = 24
+    """Frames from one latent to the next."""
+    fps: int = 20
+    """Frames a second, from 1 to 50; a GIF counts in hundredths of a second."""
+    columns: int = 12
+    """Images in a row of the strip, evenly along the path."""
+    classes: str | None = None
+    """Classes that the paths have in turn, such as "3,5"; unset: one after the other from 0."""
+    truncation: float | None = None
+    """Draw the latents from a normal cut at this value; unset: not cut."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(self, points=2, frames=1, columns=1, paths=1)
+        if not 1 <= self.fps <= 50:
+            raise ValueError(f"fps must be from 1 to 50, not {self.fps}")
+
+    def _check_output(self, *suffixes: str) -> None:
+        super()._check_output(".gif", ".webp")
+
+
+@dataclass(frozen=True)
+class FeatureConfig(ExploreConfig):
+    """An extractor, in whose features images are compared."""
+
+    extractor: str | None = None
+    """`digits` or `cifar10` (embedded), the file of a classifier, or a published one; unset: `digits` for the digits,
+    none else."""
+    weights: str | None = None
+    """File of the weights of a published extractor; unset: where they are usually downloaded to."""
+    resize: Literal["clean", "tf1"] | None = None
+    """How images are resized for the extractors of 2015, `inception-2015` and `inception-2015-torchscript`."""
+
+
+@dataclass(frozen=True)
+class NeighboursConfig(FeatureConfig):
+    """The real images nearest to samples, as a picture: `python -m maxgan.explore neighbours`.
+
+    Shows whether a generator has learned images by heart. A .json of the same name has the distances.
+    """
+
+    n: int = 256
+    """Samples that are compared."""
+    rows: int = 10
+    """Samples that are shown: those nearest to a real image."""
+    k: int = 8
+    """Real images beside each."""
+    reference: str | None = None
+    """The real images, as data.source names them; unset: what the generator was trained on."""
+    truncation: float | None = None
+    """Draw the latents from a normal cut at this value; unset: not cut."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(self, n=1, rows=1, k=1)
+
+
+@dataclass(frozen=True)
+class InvertConfig(FeatureConfig):
+    """Find the latent whose image is nearest to a given one: `python -m maxgan.explore invert IMAGE`.
+
+    A .json of the same name has the latents and the errors.
+    """
+
+    image: str = ""
+    """The image's file; its central square is brought to the generator's resolution."""
+    label: int | None = None
+    """Its class; unset: any, the starts are of those that come nearest."""
+    candidates: int = 512
+    """Random latents, of which the best are the starts."""
+    starts: int = 4
+    """Latents that are optimised, each on its own."""
+    steps: int = 300
+    """Steps of Adam."""
+    lr: float = 0.1
+    """Its learning rate at the start; it falls to 0 on a cosine."""
+    feature_weight: float = 1.0
+    """Weight of the squared distance of features, relative to their length, beside the mean squared error of the pixels
+    in [-1, 1]; without an extractor there are pixels alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.image:
+            raise ValueError("image is missing: name the file of the image to invert")
+        _at_least(self, candidates=1, starts=1, steps=1, label=0)
+        if self.starts > self.candidates:
+            raise ValueError(f"starts must be at most candidates, not {self.starts} of {self.candidates}")
+        if not self.lr > 0 or not self.feature_weight >= 0:
+            raise ValueError(
+                f"lr must be above 0 and feature_weight 0 or more, not {self.lr} and {self.feature_weight}"
+            )
+
+
+@dataclass(frozen=True)
 class ReportConfig:
     """Make one self-contained HTML page for a run: `python -m maxgan.report RUN`.
 
@@ -920,6 +1075,14 @@ FREE = (
     "run", "evaluation", "watchdog", "dry_run", "dry_classes", "test", "test_crop", "evaluate", "data.workers",
     "data.on_error", "backbone.checkpointing",
 )  # fmt: skip
+
+
+def _at_least(config: Any, **least: int) -> None:
+    """Raise ValueError for the first field that is set and less than what it must be."""
+    for name, value in least.items():
+        given = getattr(config, name)
+        if given is not None and given < value:
+            raise ValueError(f"{name} must be at least {value}, not {given}")
 
 
 def _changed(config: Any, section: str) -> str | None:

@@ -22,6 +22,7 @@ __all__ = [
     "latents_of",
     "load_generator",
     "newest_export",
+    "parse_classes",
     "truncate",
     "write_images",
 ]
@@ -110,6 +111,16 @@ def latents_of(
     # The last edge may fall short of 1 by rounding; the last class of positive weight takes the rest.
     last = int(weights.nonzero().max())
     return z.float(), torch.searchsorted(edges, uniform, right=True).clamp(max=last)
+
+
+def parse_classes(text: str | None) -> list[int] | None:
+    """Return the integers of a text such as "3,5"; ValueError if it isn't one."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f'classes must be numbers with commas between, such as "3,5", not {text!r}') from None
 
 
 def truncate(z: Tensor, t: float) -> Tensor:

@@ -17,9 +17,13 @@ import maxgan.config
 from maxgan.cli import available_cores, fail, field_types, parse, plain_errors, to_yaml
 from maxgan.config import (
     ClassifierConfig,
+    ClassSheetConfig,
     EvaluateConfig,
     GanConfig,
     GeneratorConfig,
+    InterpolateConfig,
+    InvertConfig,
+    NeighboursConfig,
     OptimConfig,
     PackConfig,
     ReportConfig,
@@ -29,6 +33,7 @@ from maxgan.config import (
 )
 
 CONFIGS: list[type[Any]] = [GanConfig, ClassifierConfig, SampleConfig, EvaluateConfig, ReportConfig]
+PICTURES = (ClassSheetConfig, InterpolateConfig, NeighboursConfig, InvertConfig)
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)
@@ -81,7 +86,7 @@ def docstrings(config_class: type[Any]) -> dict[str, str]:
     return texts
 
 
-@pytest.mark.parametrize("config_class", [*CONFIGS, PackConfig])
+@pytest.mark.parametrize("config_class", [*CONFIGS, *PICTURES, PackConfig])
 def test_help_explains_every_field(config_class: type[Any], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         parse(config_class, ["--help"])

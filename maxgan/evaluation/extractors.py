@@ -148,6 +148,12 @@ class ModuleExtractor:
         self._check(result, len(images))
         return result
 
+    def differentiable(self, images: Tensor) -> Tensor:
+        """Return the features `(N, D)` of floating-point images in [-1, 1], clamped and not rounded, with gradients."""
+        levels = (images.to(self._device).float().clamp(-1, 1) + 1) * (LEVELS / 2)
+        with _full_precision(self._device):
+            return self._look(convert_channels(levels, self.channels)).features
+
     def _levels(self, images: Tensor) -> Tensor:
         """Return images as grey levels 0..255, float32, on the extractor's device."""
         known = images.dtype == torch.uint8 or (self.unquantised and images.is_floating_point())

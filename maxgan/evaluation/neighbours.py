@@ -63,17 +63,35 @@ def neighbour_scores(
     return scores
 
 
+def nearest(queries: ArrayLike, references: ArrayLike, k: int) -> tuple[Tensor, Tensor]:
+    """Return distances `(N, k)`, ascending, float64, and indices int64 `(N, k)` of the k references nearest to each
+    query.
+
+    Args:
+        queries: `(N, D)`.
+        references: `(M, D)`.
+        k: at least 1, at most M.
+
+    Raises:
+        ValueError: for NaN or infinite features, different D, or fewer references than k.
+    """
+    references, queries = pair(references, queries, names=("references", "queries"))
+    if not 1 <= k <= len(references):
+        raise ValueError(f"{k} nearest need at least {max(k, 1)} references, and there are {len(references)}")
+    blocks = [block.topk(k, dim=1, largest=False).indices for block in _squared_distances(queries, references)]
+    found = torch.cat(blocks) if blocks else torch.empty(0, k, dtype=torch.int64, device=queries.device)
+    # The search goes by matrix products, which round; the distances to what it found are taken directly.
+    distances = [torch.linalg.vector_norm(queries - references[column], dim=1) for column in found.T]
+    ordered = torch.stack(distances, 1).sort(stable=True, dim=1)
+    return ordered.values, found.gather(1, ordered.indices)
+
+
 def nearest_distances(queries: ArrayLike, references: ArrayLike) -> Tensor:
     """Return the Euclidean distance of every query `(N, D)` to the nearest of the references `(M, D)`: `(N,)`, float64.
 
     Small distances of samples to training images are a sign of memorising. An exact copy has distance 0.
     """
-    references, queries = pair(references, queries, names=("references", "queries"))
-    if not len(references):
-        raise ValueError("nearest distances need at least 1 reference, and there is none")
-    nearest = [block.argmin(1) for block in _squared_distances(queries, references)]
-    # The search goes by matrix products, which round; the distance to what it found is taken directly.
-    return torch.linalg.vector_norm(queries - references[torch.cat(nearest)], dim=1)
+    return nearest(queries, references, 1)[0][:, 0]
 
 
 def _check_k(k: int, names: str, count: int) -> None:

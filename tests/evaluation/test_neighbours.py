@@ -10,7 +10,7 @@ import torch
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from maxgan.evaluation import neighbours
-from maxgan.evaluation.neighbours import nearest_distances, neighbour_scores
+from maxgan.evaluation.neighbours import nearest, nearest_distances, neighbour_scores
 
 
 def sample(count: int, dim: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -122,3 +122,15 @@ def test_too_few_images_are_refused() -> None:
         neighbour_scores(x[:5], x, None)
     with pytest.raises(ValueError, match="at least 1 reference"):
         nearest_distances(x, x[:0])
+
+
+@pytest.mark.usefixtures("block")
+def test_several_nearest_equal_the_definition() -> None:
+    references, queries = sample(30, 6, 0), sample(20, 6, 1)
+    distances, indices = nearest(queries, references, 4)
+    for query, found, places in zip(queries, distances.tolist(), indices.tolist(), strict=True):
+        by_distance = sorted((math.dist(query, reference), j) for j, reference in enumerate(references))[:4]
+        assert found == pytest.approx([distance for distance, _ in by_distance], rel=1e-14)
+        assert places == [j for _, j in by_distance]
+    with pytest.raises(ValueError, match="31 nearest need at least 31 references, and there are 30"):
+        nearest(queries, references, 31)
