@@ -14,8 +14,8 @@ from torch import Tensor
 
 from maxgan.config import ExploreConfig, FeatureConfig
 from maxgan.data.transforms import to_uint8
-from maxgan.evaluation.evaluate import default_extractor
 from maxgan.evaluation.catalogue import load_extractor
+from maxgan.evaluation.evaluate import default_extractor
 from maxgan.evaluation.extractors import ModuleExtractor
 from maxgan.files import atomic_path
 from maxgan.models.network import Network
