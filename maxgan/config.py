@@ -638,7 +638,7 @@ class WatchdogConfig:
 class GanWatchdogConfig(WatchdogConfig):
     """What happens when a training of a GAN goes wrong, and what counts as a sign of it."""
 
-    window: int = 100
+    sign_updates: int = 100
     """Updates that a sign is averaged over."""
     accuracy: float = 0.98
     """D wins where it tells as many of the pairs of a real and a fake apart, and the loss of G grows."""
@@ -647,8 +647,8 @@ class GanWatchdogConfig(WatchdogConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.window < 1:
-            raise ValueError(f"watchdog.window must be at least 1, not {self.window}")
+        if self.sign_updates < 1:
+            raise ValueError(f"watchdog.sign_updates must be at least 1, not {self.sign_updates}")
         if not (0 <= self.accuracy <= 1 and 0 <= self.variety <= 1):
             raise ValueError(
                 f"watchdog.accuracy and watchdog.variety must be in [0, 1], not {self.accuracy}, {self.variety}"

@@ -136,18 +136,19 @@ def test_two_processes_go_on_bit_for_bit(tmp_path: Path) -> None:
 FAULT = """
 import sys
 import torch
-from maxgan.training.gan import GanTrainer
+from maxgan.training.watchdog import Watchdog
 
-step = GanTrainer.step
+watch_metrics = Watchdog.watch_metrics
+times = [1]
 
-def spoilt(self, batches):
-    metrics = step(self, batches)
-    if self.images_seen == 32 and self.accelerator.process_index == 1 and self.seed == 0:
-        assert self.accelerator.num_processes == 2
-        self.watchdog.watch_metrics({"r1": torch.tensor(torch.nan)}, 3)
-    return metrics
+def spoilt(self, values, update):
+    assert self.accelerator.num_processes == 2
+    if update == 3 and self.accelerator.process_index == 1 and times[0]:
+        times[0] = 0
+        values = {**values, "r1": torch.tensor(torch.nan)}
+    watch_metrics(self, values, update)
 
-GanTrainer.step = spoilt
+Watchdog.watch_metrics = spoilt
 sys.argv[0] = "train_gan.py"
 from train_gan import main
 sys.exit(main())

@@ -286,7 +286,7 @@ class Loop:
         if not self.accelerator.is_main_process or not isinstance(self.watchdog, GanWatchdogConfig):
             return None
         updates = max(1, self.run.log_every // self.training.batch_size)
-        signs = Signs(self.watchdog, max(1, self.watchdog.window // updates))
+        signs = Signs(self.watchdog, max(1, self.watchdog.sign_updates // updates))
         for line in read_metrics(self.directory / METRICS):
             signs.observe(line)
         return signs
@@ -300,7 +300,7 @@ class Loop:
         appeared = broadcast_object_list([appeared])[0]
         if appeared:
             # The collapse began before its sign was sure.
-            folder = self._way_back(self.trainer.images_seen - self.watchdog.window * self.training.batch_size)
+            folder = self._way_back(self.trainer.images_seen - self.watchdog.sign_updates * self.training.batch_size)
             if folder is not None:
                 raise Collapse(" and ".join(appeared), folder)
 

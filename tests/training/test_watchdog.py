@@ -267,12 +267,12 @@ def test_a_sign_is_logged_and_gone_back_from(
         return found
 
     monkeypatch.setattr(Signs, "_look", looked)
-    assert train(tmp_path / "only-logged", window=1) == 0
+    assert train(tmp_path / "only-logged", sign_updates=1) == 0
     assert "watchdog: at 24 images the variety falls" in capsys.readouterr().out
     flags = [(line[WINS], line[FALLS]) for line in read_metrics(tmp_path / "only-logged" / "metrics.jsonl")]
     assert [flag[1] for flag in flags] == [0, 0, 1, 0]
     # A window of 3 updates before the sign, the checkpoint of 8 images is the newest.
-    assert train(tmp_path / "run", window=3, rollback=1) == 0
+    assert train(tmp_path / "run", sign_updates=3, rollback=1) == 0
     assert "going back from 24 images to 8, with another seed (rollback 1 of 1)" in capsys.readouterr().out
     assert [line[FALLS] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [0, 0, 0, 0]
 
@@ -280,7 +280,7 @@ def test_a_sign_is_logged_and_gone_back_from(
 def test_settings_of_the_watchdog_are_checked() -> None:
     with pytest.raises(ValueError, match=r"watchdog.rollback must be 0 or more, not -1"):
         GanWatchdogConfig(rollback=-1)
-    with pytest.raises(ValueError, match=r"watchdog.window must be at least 1, not 0"):
-        GanWatchdogConfig(window=0)
+    with pytest.raises(ValueError, match=r"watchdog.sign_updates must be at least 1, not 0"):
+        GanWatchdogConfig(sign_updates=0)
     with pytest.raises(ValueError, match=r"watchdog.accuracy and watchdog.variety must be in \[0, 1\], not 2.*"):
         GanWatchdogConfig(accuracy=2)
