@@ -73,3 +73,20 @@ def test_a_study_compares_variants_and_goes_on_where_it_was(tmp_path: Path) -> N
     assert again.returncode == 0 and again.stdout == result.stdout
     assert checkpoints == {path: path.stat().st_mtime_ns for path in checkpoints}
     assert "has no variant narow: it has wide, narrow" in run("--only", "narow").stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/thread-self/schedstat").exists(), reason="reads what Linux tells of a thread")
+def test_saving_is_measured(tmp_path: Path) -> None:
+    command = [
+        sys.executable, str(ROOT / "benchmarks" / "saving.py"), "--rounds=2", f"--folder={tmp_path / 'c'}",
+        "--generator.width=16", "--generator.head_dim=8", "--discriminator.max_width=16", "--run.threads=1",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    lines = [line.split() for line in result.stdout.splitlines()]
+    rows = {" ".join(words[: words.index("s") - 1]): float(words[words.index("s") - 1]) for words in lines[2:]}
+    assert list(rows) == ["whole save", "computing", "disk", "copy"]
+    assert rows["copy"] < rows["computing"] <= rows["whole save"]
+    assert list(tmp_path.iterdir()) == []

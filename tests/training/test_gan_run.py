@@ -10,6 +10,7 @@ import signal
 import subprocess
 import tarfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from maxgan.sampling import generate, load_generator
 from maxgan.training import gan_run
 from maxgan.training.gan import GanTrainer
 from maxgan.training.loop import Loop
-from maxgan.training.run import read_metrics, run_directory
+from maxgan.training.run import MetricsLog, read_metrics, run_directory
 
 GENERATOR = GeneratorConfig(
     latent_dim=8, width=16, head_dim=8, latent_tokens=4, window_size=4, norm="batch", norm_group=4
@@ -145,7 +146,7 @@ def test_stopped_at_a_checkpoint_and_resumed_is_bit_identical(whole: Path, tmp_p
     assert without_times(directory) == without_times(whole)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 75)])
 def test_a_signal_saves_at_once_and_the_same_command_goes_on(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
 ) -> None:
@@ -296,6 +297,15 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_one_sentence(
     assert [p.name for p in sorted((directory / "checkpoints").iterdir())] == ["images-000000032", "images-000000064"]
     assert train(at(directory)) == 0
     assert_same(whole / "checkpoints/images-000000096", directory / "checkpoints/images-000000096")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_under_the_metrics_is_said_in_one_sentence(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0)
+    log.close()
+    log._file = Path("/dev/full").open("a")  # noqa: SIM115
+    with pytest.raises(OSError, match="no space left on the disk to write /dev/full: free some"), closing(log):
+        log.write({"images": 1})
 
 
 @pytest.mark.slow
