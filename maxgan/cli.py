@@ -135,7 +135,9 @@ def _in_words(kind: Any) -> str:
     if get_origin(kind) is tuple and get_origin(get_args(kind)[0]) is Literal:
         return f"a list like [{', '.join(str(choice) for choice in get_args(get_args(kind)[0])[:2])}]"
     if get_origin(kind) is tuple:
-        return "a list of whole numbers like [64, 32]"
+        return (
+            "a list of numbers like [0.05, 0.1]" if float in get_args(kind) else "a list of whole numbers like [64, 32]"
+        )
     if dataclasses.is_dataclass(kind):
         return "a schedule like {start: 1e-3, end: 1e-4}"
     if parts := get_args(kind):

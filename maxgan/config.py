@@ -496,6 +496,27 @@ class EmaConfig:
 
 
 @dataclass(frozen=True)
+class GanEmaConfig(EmaConfig):
+    """Moving average of the generator, which is sampled, measured and exported; and others beside it."""
+
+    others: tuple[float, ...] = ()
+    """Half-lives of further averages, with the same warm-up, such as [5000, 50000]; each is exported with every
+    checkpoint to averages/ in the run's folder."""
+    power: tuple[float, ...] = ()
+    """Widths (sigma_rel) of power-function averages, best [0.05, 0.1] as in EDM2; every checkpoint leaves a snapshot of
+    each, from which `python -m maxgan.training.posthoc` makes an average of any width after the training."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(half_life > 0 for half_life in self.others) or len(set(self.others)) < len(self.others):
+            raise ValueError(f"ema.others must be different half-lives above 0, not {list(self.others)}")
+        if not all(0 < width < 0.2887 for width in self.power) or len(set(self.power)) < len(self.power):
+            raise ValueError(
+                f"ema.power must be different widths above 0 and below 0.2887, not {list(self.power)}: take [0.05, 0.1]"
+            )
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """Length, batch and arithmetic of a training."""
 
@@ -678,7 +699,7 @@ class GanConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    ema: EmaConfig = field(default_factory=EmaConfig)
+    ema: GanEmaConfig = field(default_factory=GanEmaConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -1068,6 +1089,61 @@ class ReportConfig:
     def __post_init__(self) -> None:
         if self.output is not None and not self.output.lower().endswith((".html", ".htm")):
             raise ValueError(f"output must be an .html file, not {self.output}")
+
+
+@dataclass(frozen=True)
+class ReconstructConfig:
+    """Make a power-function average of any width from the snapshots of a run: `python -m maxgan.training.posthoc
+    reconstruct RUN --sigma_rel 0.07`."""
+
+    run: str | None = None
+    """The run's folder; unset: the newest in runs/."""
+    sigma_rel: float = 0.1
+    """Width of the average, as a fraction of the training up to it; above 0 and below 0.2887. The snapshots serve best
+    from their narrowest width on."""
+    images: int | None = None
+    """Images seen at its end; unset: those of the last snapshot."""
+    output: str | None = None
+    """The generator's file; unset: averages/power-SIGMA_REL.safetensors in the run's folder."""
+
+
+@dataclass(frozen=True)
+class BestAverageConfig(ScoreConfig):
+    """Score all averages of a run and find the width of a power-function average with the least Fréchet distance:
+    `python -m maxgan.training.posthoc best RUN`."""
+
+    run: str | None = None
+    """The run's folder; unset: the newest in runs/."""
+    sigma_rels: tuple[float, ...] = (0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28)
+    """Widths that are tried first; none, where the run has no snapshots."""
+    refine: int = 2
+    """How often a width between the best so far and each of its neighbours is tried then."""
+    n: int | None = None
+    """Number of samples; unset: the protocol's, or as many as the reference has, at most 50,000."""
+    seed: int = 0
+    """Seed of the first sample, the same for all averages. Score the result again with another: the least of many
+    scores flatters."""
+    batch_size: int = 128
+    """Images at once on each process."""
+    output: str | None = None
+    """File of the best generator, its scores inside; unset: averages/best.safetensors in the run's folder. All scores
+    are written beside it, as .json."""
+    cpu: bool = False
+    """Stay on the CPU although there is an accelerator."""
+    threads: int | None = None
+    """CPU threads of each process; unset: the cores at hand, divided among the processes of this machine."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(0 < width < 0.2887 for width in self.sigma_rels):
+            raise ValueError(f"sigma_rels must be above 0 and below 0.2887, not {list(self.sigma_rels)}")
+        if self.refine < 0 or self.batch_size < 1 or (self.n is not None and self.n < 2):
+            raise ValueError(
+                "refine must be at least 0, batch_size at least 1 and n at least 2, not "
+                f"{self.refine}, {self.batch_size}, {self.n}"
+            )
+        if self.metrics is not None and "frechet" not in self.metrics:
+            raise ValueError("the best average is that of the least Fréchet distance: add frechet to metrics")
 
 
 # Sections and fields that don't change what is learned: a run may be continued with other values of these.

@@ -16,6 +16,7 @@ import pytest
 import maxgan.config
 from maxgan.cli import available_cores, fail, field_types, parse, plain_errors, to_yaml
 from maxgan.config import (
+    BestAverageConfig,
     ClassifierConfig,
     ClassSheetConfig,
     EvaluateConfig,
@@ -26,13 +27,16 @@ from maxgan.config import (
     NeighboursConfig,
     OptimConfig,
     PackConfig,
+    ReconstructConfig,
     ReportConfig,
     SampleConfig,
     Schedule,
     TrainingConfig,
 )
 
-CONFIGS: list[type[Any]] = [GanConfig, ClassifierConfig, SampleConfig, EvaluateConfig, ReportConfig]
+CONFIGS: list[type[Any]] = [
+    GanConfig, ClassifierConfig, SampleConfig, EvaluateConfig, ReportConfig, BestAverageConfig, ReconstructConfig,
+]  # fmt: skip
 PICTURES = (ClassSheetConfig, InterpolateConfig, NeighboursConfig, InvertConfig)
 
 

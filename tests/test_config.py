@@ -12,11 +12,13 @@ from maxgan import config as module
 from maxgan.config import (
     AugmentConfig,
     BackboneConfig,
+    BestAverageConfig,
     ClassifierConfig,
     ClassifierOptimConfig,
     DataConfig,
     EmaConfig,
     GanConfig,
+    GanEmaConfig,
     ImageFacts,
     LossConfig,
     NetworksConfig,
@@ -76,7 +78,17 @@ def changed(config: Any, name: str) -> Any:
     elif isinstance(old, str):
         new = old + "x"
     else:
-        new = (1, 2) if "tuple" in str(kind) else 3 if "int" in str(kind) else 0.25 if "float" in str(kind) else "x"
+        new = (
+            (0.1, 0.2)
+            if "float, ..." in str(kind)
+            else (1, 2)
+            if "tuple" in str(kind)
+            else 3
+            if "int" in str(kind)
+            else 0.25
+            if "float" in str(kind)
+            else "x"
+        )
     assert new != old
     owner = dataclasses.replace(owner, **{field: new})
     return dataclasses.replace(config, **{section: owner}) if section else owner
@@ -177,6 +189,11 @@ def test_differences_are_named_with_both_values() -> None:
         (lambda: OptimConfig(beta1=1), r"optim.beta1 and optim.beta2 must be in \[0, 1\), not 1, 0.99"),
         (lambda: OptimConfig(beta2=-0.1), "optim.beta2 must be in"),
         (lambda: EmaConfig(half_life=-1), "ema.half_life and ema.warmup must be 0 or more, not -1, 0.2"),
+        (lambda: GanEmaConfig(others=(5, 5)), r"ema.others must be different half-lives above 0, not \[5, 5\]"),
+        (lambda: GanEmaConfig(power=(0.3,)), r"ema.power must be .* below 0.2887, not \[0.3\]: take \[0.05, 0.1\]"),
+        (lambda: BestAverageConfig(sigma_rels=(0,)), r"sigma_rels must be above 0 and below 0.2887, not \[0\]"),
+        (lambda: BestAverageConfig(refine=-1), "refine must be at least 0, .* not -1, 128, None"),
+        (lambda: BestAverageConfig(metrics=("kernel",)), "add frechet to metrics"),
         (lambda: TrainingConfig(images=0), "training.images must be at least 1, not 0"),
         (lambda: TrainingConfig(batch_size=8, accumulation=3), "training.batch_size 8 must be a positive multiple of"),
         (lambda: TrainingConfig(batch_size=0), "training.batch_size 0 must be a positive multiple"),

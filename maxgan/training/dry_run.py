@@ -249,7 +249,11 @@ class DryRun:
                 sum(parameter.nbytes for parameter in network.parameters()) for network in networks
             ),
             "Adam's moments": 2 * weights,
-            "moving average": sum(tensor.nbytes for tensor in trainer.ema.state_dict().values()),
+            "moving average": sum(
+                tensor.nbytes
+                for average in (trainer.ema, *trainer.averages.values())
+                for tensor in average.state_dict().values()
+            ),
             "activations": kept.peak,
         }
 

@@ -17,7 +17,7 @@ from maxgan.data.transforms import to_float
 from maxgan.models.build import build_discriminator, build_generator
 from maxgan.training.ada import AdaptiveProbability
 from maxgan.training.augment import ALL_DRAWS, DRAWS, augment
-from maxgan.training.averaging import moving_average
+from maxgan.training.averaging import further_averages, moving_average
 from maxgan.training.draws import seed_of
 from maxgan.training.losses import (
     automatic_gamma,
@@ -157,6 +157,7 @@ class GanTrainer:
     Attributes:
         latent_dim: size of z.
         ema: the averaged generator (`ema.module`), not wrapped.
+        averages: further ones by name, see `further_averages`.
         images_seen: real images seen so far.
         seed: of random draws; another than the config's after a rollback.
         watchdog: looks for numbers that are not finite.
@@ -174,6 +175,7 @@ class GanTrainer:
             network.to(accelerator.device).to(memory_format=torch.channels_last)
         self.ema = moving_average(generator, config.ema, config.training, lambda: self.images_seen)
 
+        self.averages = further_averages(generator, config.ema, config.training, lambda: self.images_seen)
         self.latent_dim = generator.latent_dim
         if config.training.sync_batchnorm:
             generator = sync_norms(generator, accelerator)
@@ -227,7 +229,8 @@ class GanTrainer:
         if self.adaptive is not None:
             self.adaptive.add(metrics["real_sign"], self.update, self.accelerator)
         self.images_seen += self.config.training.batch_size
-        self.ema.update_parameters(self.accelerator.unwrap_model(self.generator))
+        for average in (self.ema, *self.averages.values()):
+            average.update_parameters(self.accelerator.unwrap_model(self.generator))
         return metrics
 
     def update_networks(self, micro: list[Images]) -> dict[str, Tensor]:
@@ -245,16 +248,25 @@ class GanTrainer:
         return metrics | self._update_generator(micro)[0]
 
     def state(self) -> dict[str, Tensor]:
-        """Return the moving average, and the augmentation's probability where it adapts: all that isn't in the networks
-        and optimisers that the accelerator saves."""
-        adaptive = {} if self.adaptive is None else self.adaptive.state()
-        return dict(self.ema.state_dict()) | {f"augment.{name}": tensor for name, tensor in adaptive.items()}
+        """Return the moving averages, and the augmentation's probability where it adapts: all that isn't in the
+        networks and optimisers that the accelerator saves."""
+        groups = {name: average.state_dict() for name, average in self.averages.items()}
+        if self.adaptive is not None:
+            groups["augment"] = self.adaptive.state()
+        further = {f"{group}/{name}": tensor for group, part in groups.items() for name, tensor in part.items()}
+        return dict(self.ema.state_dict()) | further
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `state` gave."""
+        groups: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            group, _, rest = name.rpartition("/")
+            groups.setdefault(group, {})[rest] = tensor
+        self.ema.load_state_dict(groups[""])
+        for name, average in self.averages.items():
+            average.load_state_dict(groups[name])
         if self.adaptive is not None:
-            self.adaptive.restore({name: tensors.pop(f"augment.{name}") for name in self.adaptive.state()})
-        self.ema.load_state_dict(tensors)
+            self.adaptive.restore(groups["augment"])
 
     def _fakes(self, micro: list[Images]) -> Iterator[Tensor]:
         """Yield images of G for the update of D alone, one batch for each of reals."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,11 +18,13 @@ from maxgan.data.loader import ImageDataset, evaluation_batches
 from maxgan.data.sources import source_name
 from maxgan.evaluation.comparison import Scores
 from maxgan.evaluation.evaluate import Scorer, default_extractor, make_scorer, report
+from maxgan.models.network import Network
 from maxgan.sampling import EXPORT_NAME, generate
 from maxgan.training.dry_run import describe
 from maxgan.training.gan import GanTrainer
 from maxgan.training.loop import Loop
 from maxgan.training.pictures import plot_curves
+from maxgan.training.posthoc import AVERAGES, snapshot_path, snapshots_of
 from maxgan.training.run import CURVES, METRICS, SCORES, read_metrics
 from maxgan.training.session import execute
 from maxgan.writers import image_grid, save_picture
@@ -78,16 +80,32 @@ class GanRun:
         )
 
     def export(self, scores: Scores | None = None) -> None:
-        """Write the averaged generator with where it comes from; and once more, if it has the best score so far."""
+        """Write the averaged generator with where it comes from, again if it has the best score so far, and the other
+        averages."""
         if not self.accelerator.is_main_process:
             return
+        self.export_averages()
         self._export(EXPORT_NAME, {} if scores is None else {scores.protocol.name: dict(scores.metrics)})
         best = self.loop.best
         if best is not None and best["images"] == self.trainer.images_seen and self.scorer is not None:
             metrics = {name: value for name, value in best.items() if name != "images"}
             self._export(BEST_NAME, {self.scorer.protocol.name: metrics})
 
-    def _export(self, name: str, scores: dict[str, dict[str, float]]) -> None:
+    def export_averages(self) -> None:
+        """Write the averages of other half-lives, and the snapshots of power-function averages that aren't there; drop
+        snapshots of a lost course."""
+        for file, (_, images_seen) in snapshots_of(self.directory).items():
+            if images_seen > self.trainer.images_seen:
+                file.unlink()
+        for name, average in self.trainer.averages.items():
+            path = self.directory / AVERAGES / f"{name}.safetensors"
+            if name.startswith("power-"):
+                path = snapshot_path(self.directory, self.trainer.images_seen, name)
+                if path.exists():
+                    continue
+            self._export(str(path.relative_to(self.directory)), {}, cast(Network, average.module))
+
+    def _export(self, name: str, scores: dict[str, dict[str, float]], generator: Network | None = None) -> None:
         info: dict[str, Any] = {
             "images_seen": self.trainer.images_seen,
             "source": self.config.data.source,
@@ -97,7 +115,7 @@ class GanRun:
         }
         if scores:
             info["scores"] = scores
-        export_model(self.generator(), self.directory / name, info)
+        export_model(self.generator() if generator is None else generator, self.directory / name, info)
 
     def generator(self) -> Any:
         """Return the averaged generator in eval mode."""
@@ -118,6 +136,8 @@ class GanRun:
             for file in (self.directory / HISTORY).glob("*.json"):
                 if int(file.stem) > self.trainer.images_seen:
                     file.unlink()
+            if self.trainer.images_seen:
+                self.export_averages()
 
     def finish(self) -> None:
         """Write the last samples, the curves, the scores, and the export with them."""

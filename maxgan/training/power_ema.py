@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 
-Profile = tuple[float, float]
+Profile = tuple[float, int]
 """An average: its relative width sigma_rel, and the images seen up to it."""
 
 WIDEST = 12**-0.5

@@ -1,0 +1,220 @@
+"""Averages of a run's generator, after its training (EDM2, arXiv 2312.02696, section 3).
+
+`python -m maxgan.training.posthoc reconstruct RUN --sigma_rel 0.07` makes a power-function average of any width, `best
+RUN` finds the width, or half-life, that scores best.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+
+from maxgan.checkpoint import atomic_path, export_model, together
+from maxgan.cli import fail, parse, plain_errors
+from maxgan.config import BestAverageConfig, ReconstructConfig
+from maxgan.evaluation.comparison import Scores
+from maxgan.evaluation.evaluate import Scorer, make_scorer
+from maxgan.models.network import Network
+from maxgan.runtime import start
+from maxgan.sampling import EXPORT_NAME, Generator, load_generator, newest_export
+from maxgan.training.power_ema import Profile, coefficients, mismatch
+
+AVERAGES = "averages"
+SNAPSHOTS = "snapshots"
+CONFIGS: dict[str, type[Any]] = {"reconstruct": ReconstructConfig, "best": BestAverageConfig}
+
+
+def snapshot_path(run: Path, images_seen: int, name: str) -> Path:
+    """Return the file of a snapshot of the average called `name`, such as `power-0.05`, in the folder `run`."""
+    return run / SNAPSHOTS / f"images-{images_seen:09d}-{name}.safetensors"
+
+
+def snapshots_of(run: Path) -> dict[Path, Profile]:
+    """Return the snapshots in a run's folder, the oldest first, with width and images seen."""
+    found = {}
+    for file in sorted((run / SNAPSHOTS).glob("images-*.safetensors")):
+        if match := re.fullmatch(r"images-(\d+)-power-(.+)", file.stem):
+            found[file] = (float(match[2]), int(match[1]))
+    return found
+
+
+def reconstruct(run: Path, sigma_rel: float, images: int | None = None) -> tuple[Network, float]:
+    """Return the generator of a power-function average, in eval mode, and its `mismatch`.
+
+    Args:
+        run: the folder.
+        sigma_rel: its width.
+        images: images seen at its end; None for those of the last snapshot.
+
+    Raises:
+        ValueError: if there are no snapshots, if one is damaged, or for an average that they don't reach.
+    """
+    snapshots = snapshots_of(run)
+    if not snapshots:
+        raise ValueError(f"{run} has no snapshots of power-function averages: train with ema.power [0.05, 0.1]")
+    profiles = list(snapshots.values())
+    last = max(snapshots, key=lambda file: snapshots[file][1])
+    target = (sigma_rel, snapshots[last][1] if images is None else images)
+    factors = coefficients(profiles, target)
+    total: dict[str, Tensor] = {}
+    for file, factor in zip(snapshots, factors, strict=True):
+        try:
+            tensors = load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"the snapshot {file} can't be read ({error}): remove it") from error
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point():
+                part = tensor.double() * factor
+                total[name] = total[name] + part if name in total else part
+    network = Network.from_pretrained(last)
+    state = network.state_dict()
+    for name, tensor in total.items():
+        # A sum with negative factors may miss a variance near 0 by more than that.
+        state[name] = (tensor.clamp(min=0) if name.endswith("running_var") else tensor).to(state[name].dtype)
+    network.load_state_dict(state)
+    network.info = {**network.info, "sigma_rel": sigma_rel, "images_seen": target[1]}
+    return network, mismatch(profiles, factors, target)
+
+
+def run_reconstruct(config: ReconstructConfig) -> None:
+    """Write the average that is asked for."""
+    run = _folder(config.run)
+    network, distance = reconstruct(run, config.sigma_rel, config.images)
+    default = run / AVERAGES / f"power-{config.sigma_rel:g}.safetensors"
+    output = default if config.output is None else Path(config.output)
+    export_model(network, output, network.info)
+    print(f"{output}: its profile is met up to {distance:.1%}")
+
+
+class Search:
+    """Scores of a run's averages, one after the other, and the best so far.
+
+    Args:
+        run: the folder.
+        config: the settings.
+        accelerator: of this process; every process calls the same methods.
+
+    Attributes:
+        scores: by the average's name.
+    """
+
+    def __init__(self, run: Path, config: BestAverageConfig, accelerator: Accelerator) -> None:
+        self.run, self.config, self.accelerator = run, config, accelerator
+        self.scores: dict[str, Scores] = {}
+        self.widths: dict[float, float] = {}
+        """Fréchet distances of the power-function averages by width."""
+        self._scorer: Scorer | None = None
+
+    def try_file(self, path: Path) -> None:
+        """Score an exported average."""
+        self._score(path.stem, load_generator(path, self.accelerator.device))
+
+    def try_width(self, width: float) -> None:
+        """Score the power-function average of a width, unless that was done."""
+        if width in self.widths:
+            return
+        network, _ = reconstruct(self.run, width)
+        network.to(self.accelerator.device).to(memory_format=torch.channels_last)
+        assert isinstance(network, Generator)
+        self.widths[width] = self._score(f"power-{width:g}", network)
+
+    def refine(self) -> None:
+        """Try the widths, geometric means, between the best width so far and its neighbours."""
+        tried = sorted(self.widths)
+        best = tried.index(min(tried, key=lambda width: self.widths[width]))
+        for neighbour in (best - 1, best + 1):
+            if 0 <= neighbour < len(tried):
+                self.try_width(float(f"{math.sqrt(tried[best] * tried[neighbour]):.4g}"))
+
+    @property
+    def best(self) -> str:
+        """Name of the average of the least Fréchet distance."""
+        return min(self.scores, key=lambda name: self.scores[name].metrics["fd"])
+
+    def _score(self, name: str, generator: Generator) -> float:
+        config = self.config
+        if self._scorer is None:
+            source = str(getattr(generator, "info", {}).get("source", ""))
+            self._scorer = make_scorer(config, source, self.accelerator, generator, batch_size=config.batch_size)
+        with tqdm(unit=" images", desc=name, leave=False, disable=not self.accelerator.is_main_process) as bar:
+            self._scorer.progress = bar.update
+            self.scores[name] = self._scorer.score_generator(generator, name, config.n, config.seed)
+        found = float(self.scores[name].metrics["fd"])
+        self.accelerator.print(f"{name:<24} {found:.5g}")
+        return found
+
+
+def run_best(config: BestAverageConfig) -> None:
+    """Score every average of a run, and write the best with all scores."""
+    accelerator = start(config.threads, cpu=config.cpu)
+    with plain_errors():
+        run = _folder(config.run)
+        output = run / AVERAGES / "best.safetensors" if config.output is None else Path(config.output)
+        search = Search(run, config, accelerator)
+        files = [run / EXPORT_NAME, *sorted((run / AVERAGES).glob("half-life-*.safetensors"))]
+        for file in files:
+            search.try_file(file)
+        if snapshots_of(run):
+            for width in config.sigma_rels:
+                search.try_width(width)
+            for _ in range(config.refine if search.widths else 0):
+                search.refine()
+        accelerator.print(f"best: {search.best}, written to {output}")
+        with together():
+            if accelerator.is_main_process:
+                _write(search, files, output)
+    accelerator.end_training()
+
+
+def _write(search: Search, files: list[Path], output: Path) -> None:
+    """Write the generator of the best average, and the scores of all beside it."""
+    name = search.best
+    path = next((file for file in files if file.stem == name), None)
+    if path is None:
+        network, _ = reconstruct(search.run, float(name.removeprefix("power-")))
+    else:
+        network = Network.from_pretrained(path)
+    scores = search.scores[name]
+    export_model(network, output, {**network.info, "scores": {scores.protocol.name: dict(scores.metrics)}})
+    with atomic_path(output.with_suffix(".json")) as temporary:
+        found = {average: json.loads(each.to_json()) for average, each in search.scores.items()}
+        temporary.write_text(json.dumps({"best": name, "scores": found}, indent=2) + "\n")
+
+
+def _folder(run: str | None) -> Path:
+    folder = newest_export().parent if run is None else Path(run)
+    if not (folder / EXPORT_NAME).is_file():
+        raise ValueError(f"{folder} is no folder of a run: {EXPORT_NAME} is missing")
+    return folder
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line and do what it says; a user's mistake ends in one sentence."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments.pop(0) if arguments else ""
+    if command not in CONFIGS:
+        fail("usage: python -m maxgan.training.posthoc reconstruct|best RUN [...]; best --help lists all")
+    if arguments and not arguments[0].startswith("-"):
+        arguments.insert(0, "--run")
+    config, _ = parse(CONFIGS[command], arguments)
+    if isinstance(config, BestAverageConfig):
+        run_best(config)
+    else:
+        with plain_errors():
+            run_reconstruct(config)
+
+
+if __name__ == "__main__":
+    main()
