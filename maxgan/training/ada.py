@@ -34,6 +34,8 @@ def ada(images: Tensor, draws: Tensor, names: Collection[str], probability: floa
         names: of `ADA`.
         probability: in [0, 1]; the two rotations happen with 1 - sqrt(1 - p) each, so that p of the images are rotated.
     """
+    # Half precision would round what is blended of pixels.
+    images = images.to(torch.promote_types(images.dtype, draws.dtype))
     values, gates = draws[:, :VALUES], draws[:, VALUES:]
     half = 1 - math.sqrt(1 - probability)
 
@@ -78,6 +80,7 @@ def sample_mirrored(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Return the images at places `(N, H, W)` in pixels, bilinear, mirrored at the centres of the edge's pixels."""
     n, channels, height, width = images.shape
     (top, down), (left, right) = (_pair(p, size) for p, size in ((y, height), (x, width)))
+    down, right = down.to(images.dtype), right.to(images.dtype)
     flat = images.flatten(2)
 
     def taken(row: Tensor, column: Tensor) -> Tensor:

@@ -160,6 +160,12 @@ def test_the_ends_of_every_range_are_finite_in_float32() -> None:
     assert augment(images, draws, "ada,color,translation,cutout").isfinite().all()
 
 
+def test_images_of_half_precision_are_changed_in_float32() -> None:
+    images, draws = (tensor.float() for tensor in inputs(3))
+    halved = images.bfloat16()
+    assert torch.equal(ada(halved, draws, ADA, 0.7), ada(halved.float(), draws, ADA, 0.7))
+
+
 @pytest.mark.parametrize("name", [*ADA, "ada"])
 def test_second_derivatives_exist(name: str) -> None:
     images, _ = inputs(3, 2)

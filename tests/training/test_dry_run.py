@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
 from maxgan.config import (
+    AugmentConfig,
     DataConfig,
     DiscriminatorConfig,
     GanConfig,
@@ -83,6 +84,11 @@ def test_mixed_precision_keeps_what_autocast_keeps() -> None:
     # BatchNorm alone: LayerNorm is float32 under autocast on a GPU, which is what the dry run counts, not on a CPU.
     config = replace(MAXVIT, training=replace(MAXVIT.training, precision="bf16", accumulation=2))
     assert DryRun(config).memory["activations"] == real_update(config, ImageFacts(8, 3, 3))[1].peak
+
+
+def test_an_augmentation_has_no_products() -> None:
+    config = replace(MAXVIT, training=replace(MAXVIT.training, precision="bf16"))
+    assert DryRun(replace(config, augment=AugmentConfig("ada,cutout", target=0.6))).flops == DryRun(config).flops
 
 
 def test_lazy_penalties_count_as_often_as_they_run() -> None:

@@ -124,6 +124,8 @@ def test_a_run_that_was_stopped_keeps_the_same_averages(run: tuple[Path, Tensor]
     for file, (_, seen) in snapshots_of(directory).items():
         if seen == 88:  # killed after its checkpoint, before its snapshots
             file.unlink()
+        elif seen == 96:
+            file.write_bytes(b"of a course that was lost")
     assert train(directory) == 0
     for folder in ("averages", "snapshots", "checkpoints/images-000000096"):
         files = sorted((run[0] / folder).glob("*.safetensors"))
