@@ -13,7 +13,7 @@ import yaml
 from maxgan.config import ClassifierConfig, GanConfig, to_dict
 from maxgan.training.run import CONFIG, ENVIRONMENT, METRICS, SCORES, read_metrics
 
-HISTORY = "scores"
+HISTORY, NEIGHBOURS = "scores", "neighbours"
 LARGEST = 3.5e38
 """Beyond float32: no network computed that."""
 T = TypeVar("T")
@@ -31,6 +31,7 @@ class Record:
         samples: images seen and file of every picture of samples, in their order.
         scores: what scores.json holds.
         history: images seen and scores of every file along the training.
+        neighbours: what neighbours.json holds, of maxgan.explore.
         starts: where and with what it was started, each time.
         problems: a sentence for everything that couldn't be read.
     """
@@ -42,6 +43,7 @@ class Record:
     samples: list[tuple[int, Path]]
     scores: dict[str, Any] | None
     history: list[tuple[int, dict[str, Any]]]
+    neighbours: dict[str, Any] | None
     starts: list[dict[str, Any]]
     problems: list[str]
 
@@ -113,6 +115,7 @@ def read_record(directory: Path) -> Record:
         samples=_numbered(directory / "samples", ".png"),
         scores=read(directory / SCORES, json.loads, dict),
         history=history,
+        neighbours=read(directory / f"{NEIGHBOURS}.json", json.loads, dict),
         starts=[start for start in read(directory / ENVIRONMENT, json.loads, list) or [] if isinstance(start, dict)],
         problems=problems,
     )

@@ -8,10 +8,9 @@ from maxgan.evaluation.comparison import versions
 from maxgan.report.charts import Points, chart
 from maxgan.report.markup import Markup, duration, join, missing, plain, table, tag
 from maxgan.report.pictures import SHOWN, embed, spread
-from maxgan.report.record import Record
+from maxgan.report.record import NEIGHBOURS, Record
 from maxgan.training import classifier_run, gan_run
 
-NEIGHBOURS = "neighbours.png"
 EXPLORED = {
     "classes.png": "A row for each class; the same latents in every row",
     "interpolation.gif": "A closed path through latents",
@@ -64,7 +63,7 @@ def samples_section(record: Record) -> Markup | None:
     return join(
         tag(
             "p",
-            "From latents that stay the same through the run, by the averaged generator, not chosen by hand." + note,
+            "From latents that stay the same through the run, not chosen by hand." + note,
         ),
         control,
         tag(
@@ -122,22 +121,32 @@ def _points(record: Record, name: str) -> Points:
 def neighbours_section(record: Record) -> Markup | None:
     if record.kind == "classifier":
         return None
-    image = embed(record.directory / NEIGHBOURS, "Samples, and the training images nearest to each")
+    image = embed(record.directory / f"{NEIGHBOURS}.png", "Samples, and the training images nearest to each")
     if image is None:
         model = record.directory / gan_run.EXPORT_NAME
-        return join(
-            missing("Not computed. This command does:"),
-            _command(f"python -m maxgan.explore neighbours --model {model}"),
-        )
-    return tag(
-        "figure",
-        tag(
-            "figcaption",
-            "Left: samples. Right: the training images nearest to each in the features of an extractor, with their "
-            "distances. A copy has distance 0.",
-        ),
-        image,
+        command = _command(f"python -m maxgan.explore neighbours --model {model}")
+        return join(missing("Not computed. This command does:"), command)
+    caption = "Left: samples. Right: the real images nearest to each, with their distances."
+    return tag("div", tag("figure", tag("figcaption", caption), image), _distances(record), class_="pair")
+
+
+def _distances(record: Record) -> Markup | None:
+    """Return how near samples come to reals, and reals to each other."""
+    found = record.neighbours or {}
+    columns = [found.get(name) for name in ("quantiles", "samples_to_nearest_real", "reals_to_nearest_other_real")]
+    if not all(isinstance(column, list) and all(isinstance(x, int | float) for x in column) for column in columns):
+        return missing("Their neighbours.json is missing or of another version, so there are no numbers.")
+    rows: list[list[str | Markup]] = [
+        ["smallest" if share == 0 else f"{100 * share:g} % are below", f"{sample:.4g}", f"{real:.4g}"]
+        for share, sample, real in zip(*columns, strict=False)
+    ]
+    what = (
+        f"Distances of {plain(found.get('samples'))} samples to the nearest of {plain(found.get('reals'))} images of "
+        f"{plain(found.get('reference'))}, and of such images to the nearest other one, in the features of "
+        f"{plain(found.get('extractor'))} ({plain(found.get('extractor_digest'))[:12]}). Shown are the samples that "
+        "come nearest. A generator that copies has far smaller distances than the images among each other."
     )
+    return tag("div", tag("p", what), table(["", "samples", "images"], rows, class_="numbers"))
 
 
 def _command(text: str) -> Markup:
@@ -148,8 +157,9 @@ def explored_section(record: Record) -> Markup | None:
     if record.kind == "classifier":
         return None
     found = [(text, embed(record.directory / name, text)) for name, text in EXPLORED.items()]
-    figures = [tag("figure", tag("figcaption", text), image) for text, image in found if image is not None]
-    return tag("div", *figures, class_="pair") if figures else None
+    # Each can be closed, since what moves must be able to stop.
+    shown = [tag("details", tag("summary", text), image, open=True) for text, image in found if image is not None]
+    return tag("div", *shown, class_="pair") if shown else None
 
 
 def settings_section(record: Record) -> Markup:

@@ -165,6 +165,21 @@ def test_nothing_is_fetched_and_only_the_page_s_own_script_may_run(run: Path) ->
     assert policy.startswith("default-src 'none'; img-src data:; ")
 
 
+def test_distances_to_the_nearest_images_are_told(run: Path) -> None:
+    assert "no numbers" in page_of(run).section("neighbours")
+    told = {"samples": 12, "reals": 31, "reference": "<i>", "extractor": "digits", "extractor_digest": "ab" * 32}
+    told |= {"quantiles": [0.0, 0.5], "samples_to_nearest_real": [0.25, 0.75]}
+    (run / "neighbours.json").write_text(json.dumps(told))
+    assert "no numbers" in page_of(run).section("neighbours")
+    (run / "neighbours.json").write_text(json.dumps(told | {"reals_to_nearest_other_real": [0.5, 1.125]}))
+    page = page_of(run)
+    assert "of 12 samples to the nearest of 31 images of <i>" in page.section("neighbours")
+    assert "of digits (abababababab)." in page.section("neighbours")
+    rows = [text for _, text in page.all("tr")]
+    first = rows.index("samplesimages")
+    assert rows[first + 1 : first + 3] == ["smallest0.250.5", "50 % are below0.751.125"]
+
+
 def test_changed_settings_come_first(run: Path) -> None:
     config = (run / "config.yaml").read_text().replace("seed: 0", "seed: 0\n  forgotten: [1, 2]")
     (run / "config.yaml").write_text(config)
