@@ -148,3 +148,20 @@ def test_an_archive_without_layers_is_refused(tmp_path: Path) -> None:
     torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "linear.pt"))
     with pytest.raises(ValueError, match="has no `layers`"):
         load_extractor("inception-2015-torchscript", weights=tmp_path / "linear.pt", resize="clean", trust_weights=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resize", ["clean", "tf1"])
+def test_features_have_gradients_where_they_are_asked_for(
+    photos: Tensor, port: Callable[[str], ModuleExtractor], resize: str
+) -> None:
+    extractor = port(resize)
+    levels = F.interpolate(photos[:1].float(), (64, 64), mode="area").round().to(torch.uint8)
+    x = levels.float() / 127.5 - 1
+    torch.testing.assert_close(extractor.differentiable(x), extractor(levels).features, rtol=1e-4, atol=1e-4)
+    x = (0.9 * x).requires_grad_()
+    (gradient,) = torch.autograd.grad(extractor.differentiable(x).square().sum(), x)
+    step = 1e-3 * gradient / gradient.norm()
+    with torch.no_grad():
+        ends = [float(extractor.differentiable(x + sign * step).square().sum()) for sign in (1, -1)]
+    assert float((gradient * step).sum()) == pytest.approx((ends[0] - ends[1]) / 2, rel=0.02)
