@@ -28,7 +28,8 @@ from maxgan.data.loader import ImageDataset, training_batches
 from maxgan.models import ResidualDiscriminator
 from maxgan.training.augment import ALL_DRAWS, augment
 from maxgan.training.draws import seed_of
-from maxgan.training.gan import DiscriminatorObjective, GanTrainer
+from maxgan.training.gan import GanTrainer
+from maxgan.training.objective import DiscriminatorObjective
 
 TINY = GanConfig(
     generator=GeneratorConfig(latent_dim=8, width=16, head_dim=8, latent_tokens=4),
