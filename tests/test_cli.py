@@ -70,10 +70,10 @@ def test_flags_and_files_win_in_their_order(tmp_path: Path) -> None:
 
 
 def test_a_schedule_is_a_group_of_fields_or_a_number(tmp_path: Path) -> None:
-    assert parse(GanConfig, ["--optim.lr.start=1e-3"])[0].optim.lr == Schedule(1e-3, 1e-5)
-    assert parse(GanConfig, ["--optim.lr=1e-3"])[0].optim.lr == 1e-3
-    config, _ = parse(GanConfig, ["--loss.r1_gamma={start: 1, end: 0.1, over: 300, shape: linear}"])
-    assert config.loss.r1_gamma == Schedule(1, 0.1, 300, "linear")
+    arguments = ["--optim.lr.start=1e-3", "--optim.discriminator_lr=2e-3", "--ema.power=[0.05, 0.1]"]
+    config, _ = parse(GanConfig, [*arguments, "--loss.r1_gamma={start: 1, end: 0.1, over: 300, shape: linear}"])
+    assert (config.optim.lr, config.optim.discriminator_lr) == (Schedule(1e-3, 1e-5), 2e-3)
+    assert (config.loss.r1_gamma, config.ema.power) == (Schedule(1, 0.1, 300, "linear"), (0.05, 0.1))
     (tmp_path / "run.yaml").write_text(to_yaml(config))
     assert parse(GanConfig, [f"--config={tmp_path}/run.yaml"])[0] == config
 

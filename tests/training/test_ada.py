@@ -110,8 +110,8 @@ def inputs(channels: int, count: int = 6) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("names", [*((name,) for name in ADA), GEOMETRY, COLOURS, ADA], ids="+".join)
 def test_each_part_and_all_together_are_the_papers_matrices(names: tuple[str, ...]) -> None:
-    for channels, probability in ((1, 1.0), (2, 0.6), (3, 1.0), (4, 0.6)):
-        images, draws = inputs(channels)
+    for channels, probability in ((2, 0.6), (3, 1.0)) if len(names) == 1 else ((1, 1.0), (2, 0.6), (3, 1.0), (4, 0.6)):
+        images, draws = inputs(channels, 4)
         found = ada(images, draws, names, probability)
         for image, numbers, result in zip(images, draws, found, strict=True):
             expected = naive(image.numpy(), numbers.numpy(), set(names), probability)
