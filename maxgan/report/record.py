@@ -11,9 +11,10 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from maxgan.config import ClassifierConfig, GanConfig, to_dict
+from maxgan.training.gan_run import HISTORY
 from maxgan.training.run import CONFIG, ENVIRONMENT, METRICS, SCORES, read_metrics
 
-HISTORY, NEIGHBOURS = "scores", "neighbours"
+NEIGHBOURS = "neighbours"
 LARGEST = 3.5e38
 """Beyond float32: no network computed that."""
 T = TypeVar("T")

@@ -182,11 +182,12 @@ def settings_section(record: Record) -> Markup:
     )
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings by their dotted names."""
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of each section by their dotted names; a field may have parts itself, as a schedule has."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        fields = {f"{name}.{field}": part for field, part in value.items()} if isinstance(value, dict) else None
+        flat |= {str(name): value} if fields is None else fields
     return flat
 
 

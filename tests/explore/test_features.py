@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from maxgan.config import InvertConfig, NeighboursConfig
-from maxgan.evaluation.extractors import load_extractor
+from maxgan.evaluation.catalogue import load_extractor
 from maxgan.explore.__main__ import main
 from maxgan.explore.invert import invert, invert_image, make_loss, root_mean_square
 from maxgan.explore.neighbours import find_neighbours, show_neighbours

@@ -18,7 +18,17 @@ from headless import Browser
 from PIL import Image
 
 from maxgan.cli import to_yaml
-from maxgan.config import ClassifierConfig, DataConfig, GanConfig, OptimConfig, TrainingConfig
+from maxgan.config import (
+    ClassifierConfig,
+    DataConfig,
+    DiscriminatorConfig,
+    EvaluationConfig,
+    GanConfig,
+    GeneratorConfig,
+    OptimConfig,
+    RunConfig,
+    TrainingConfig,
+)
 from maxgan.evaluation.comparison import Scores
 from maxgan.evaluation.protocols import Protocol
 from maxgan.report import pictures
@@ -26,6 +36,7 @@ from maxgan.report.__main__ import main
 from maxgan.report.page import render
 from maxgan.report.pictures import embed, spread
 from maxgan.report.record import newest_run, read_record
+from maxgan.training.gan_run import train_gan
 from maxgan.training.run import note_start
 
 VOID = {"img", "input", "meta"}
@@ -186,8 +197,10 @@ def test_changed_settings_come_first(run: Path) -> None:
     rows = [text for _, text in page_of(run).all("tr")]
     first = rows.index("settingvaluedefault")
     assert rows[first + 1 : first + 4] == [
-        "optim.lr0.00010.0005", "training.forgotten1, 2no such setting now", "training.images80025600",
-    ]  # fmt: skip
+        "optim.lr0.0001start 0.0005, end 1e-05, shape cosine",
+        "training.forgotten1, 2no such setting now",
+        "training.images80025600",
+    ]
     assert "run.trackerauto" in rows
 
 
@@ -335,6 +348,29 @@ def test_every_start_of_a_run_is_noted(run: Path) -> None:
     assert f"started {starts[0]['time']}" in text
     assert "went on" in text
     assert "processes 2" in text
+
+
+@pytest.mark.slow
+def test_the_page_shows_what_a_training_writes(tmp_path: Path) -> None:
+    directory = tmp_path / "digits"
+    config = GanConfig(
+        generator=GeneratorConfig(latent_dim=8, width=16, head_dim=8, latent_tokens=4),
+        discriminator=DiscriminatorConfig(1 / 128, 16),
+        training=TrainingConfig(images=64, batch_size=16),
+        evaluation=EvaluationConfig(every=32, images=64, metrics=("frechet", "precision_recall")),
+        run=RunConfig(directory=str(directory), log_every=16, sample_every=32, tracker="none", threads=1),
+    )
+    assert train_gan(config) == 0
+    page = page_of(directory)
+    assert not page.all("section", id="problems")
+    assert page.all("span", **{"class": "badge finished"})
+    titles = [text for _, text in page.all("h3")]
+    for title in ("loss", "logits of D", "penalties", "Fréchet distance", "likeness", "images per second"):
+        assert title in titles
+    assert [given["data-images"] for given, _ in page.all("img") if "data-images" in given] == ["32", "64"]
+    fd = json.loads((directory / "scores.json").read_text())["metrics"]["fd"]
+    assert f"FD-digits{fd:.5g}" in page.section("scores")
+    assert page.section("environment").count("started") == 1
 
 
 @pytest.mark.slow
