@@ -11,10 +11,10 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import jsonargparse
 import yaml
@@ -49,9 +49,7 @@ def parse(config_class: type[C], argv: Sequence[str] | None = None) -> tuple[C, 
             range.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = jsonargparse.ArgumentParser(description=config_class.__doc__, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="YAML file of settings; flags that follow it win.")
-    parser.add_class_arguments(config_class, as_group=False)
+    parser = _parser(cast(Any, config_class))
     try:
         parsed = parser.parse_args(argv)
         for section in {name.partition(".")[0] for name in field_types(config_class) if "." in name}:
@@ -63,6 +61,15 @@ def parse(config_class: type[C], argv: Sequence[str] | None = None) -> tuple[C, 
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
         fail(_one_sentence(str(error), field_types(config_class), argv))
     return config, Path(str(files[-1])).stem if files else None
+
+
+@cache
+def _parser(config_class: type[Any]) -> jsonargparse.ArgumentParser:
+    """Return the parser of a config, made once: for each section's help the whole source of `config` is read."""
+    parser = jsonargparse.ArgumentParser(description=config_class.__doc__, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file of settings; flags that follow it win.")
+    parser.add_class_arguments(config_class, as_group=False)
+    return parser
 
 
 def field_types(config_class: Any, prefix: str = "") -> dict[str, Any]:
