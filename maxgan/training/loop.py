@@ -17,7 +17,7 @@ from tqdm import tqdm
 from maxgan.checkpoint import find_run_state, load_run_state, save_run_state, together
 from maxgan.config import GanWatchdogConfig, RunConfig, TrainingConfig, WatchdogConfig
 from maxgan.data.loader import Batch, ImageDataset, images_at_once, training_batches
-from maxgan.runtime import StopSignal
+from maxgan.runtime import StopSignal, keeping_memory
 from maxgan.training.draws import seed_of
 from maxgan.training.meters import Meters
 from maxgan.training.run import METRICS, MetricsLog, read_metrics
@@ -240,7 +240,9 @@ class Loop:
         signs = self._signs()
         with closing(log), bar:
             while not self.finished:
-                self.meters.add(trainer.step(batches))
+                with keeping_memory(accelerator.device):
+                    metrics = trainer.step(batches)
+                self.meters.add(metrics)
                 seen = trainer.images_seen
                 self.seconds = time.perf_counter() - started
                 bar.update(min(batch_size, total - bar.n))
