@@ -295,7 +295,7 @@ def test_workers_leave_signals_to_the_training_process(photos: str) -> None:
         "for _ in range(50): next(batches)\n"
     )
     child = subprocess.Popen(
-        [sys.executable, "-c", program],
+        [sys.executable, "-W", "ignore", "-c", program],  # on one core torch warns of two workers
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
