@@ -376,6 +376,7 @@ Accelerator(cpu=True).end_training()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_save_and_one_goes_on(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(TWO_PROCESSES)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]

@@ -415,6 +415,7 @@ end(PartialState())
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_does(sample: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     export_model(toy(3, 6), "runs/toy/generator.safetensors", {})
