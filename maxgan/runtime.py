@@ -100,9 +100,14 @@ def _follow_launcher() -> None:
     `accelerate launch` does not pass SIGTERM on: killing it would leave the training running, unseen, in its run
     directory.
     """
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
-    if launched and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent(signal.SIGTERM)
+
+
+def end_with_parent(number: int) -> None:
+    """On Linux, send this process a signal when its parent ends, in whatever way."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def share_of(count: int, accelerator: Accelerator) -> range:

@@ -27,6 +27,7 @@ from maxgan.config import DataConfig, ImageFacts
 from maxgan.data.base import ImageSource
 from maxgan.data.sources import open_source
 from maxgan.data.transforms import cut, set_channels, to_array
+from maxgan.runtime import end_with_parent
 
 Batch = tuple[Tensor, Tensor]
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -203,6 +204,8 @@ def keep(batch: Any) -> Any:
 
 def start_worker(worker: int) -> None:
     """Prepare a decoding process."""
+    # Of a training or a pack that was killed nothing must go on writing, or hold its lock.
+    end_with_parent(signal.SIGKILL)
     # Ctrl-C reaches every process of the terminal, and a cluster's signals every one of the job: the training process
     # decides what to do, and ends its workers.
     for number in {signal.SIGINT, *PREEMPTIONS} - {signal.SIGTERM}:
