@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import json
 import os
 import statistics
 from collections.abc import Callable
@@ -31,11 +30,10 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from timing import Contestant, environment, matrix_product, measure
+from timing import Contestant, environment, matrix_product, measure, write_report
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from maxgan.files import atomic_path
 from maxgan.models import MaxViT
 from maxgan.models.backbone import SIZES
 
@@ -231,11 +229,7 @@ def main() -> None:
         "settings": vars(arguments),
         "rows": [row for table in tables for row in table],
     }
-    if arguments.output:
-        with atomic_path(arguments.output) as path:
-            path.write_text(json.dumps(report, indent=2) + "\n")
-    else:
-        print("\n" + json.dumps(report))
+    write_report(report, arguments.output)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import json
 import statistics
 import sys
 import tarfile
@@ -30,7 +29,7 @@ import numpy as np
 import torch
 import torchvision
 from PIL import Image
-from timing import Contestant, environment, measure
+from timing import Contestant, environment, measure, write_report
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
@@ -39,7 +38,6 @@ from maxgan.data.files import METADATA, Folder, Zip
 from maxgan.data.loader import ImageDataset, training_batches
 from maxgan.data.pack import pack
 from maxgan.data.sources import open_source
-from maxgan.files import atomic_path
 
 REFERENCE = "ImageFolder"
 IMAGES_IN_A_SHARD = 2000
@@ -193,11 +191,7 @@ def main() -> None:
         "pack_images_per_second": pack_speed,
         "rows": rows,
     }
-    if arguments.output:
-        with atomic_path(arguments.output) as path:
-            path.write_text(json.dumps(report, indent=2) + "\n")
-    else:
-        print("\n" + json.dumps(report))
+    write_report(report, arguments.output)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +27,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from timing import Contestant, copy, environment, matrix_product, measure
+from timing import Contestant, copy, environment, matrix_product, measure, write_report
 
 from maxgan.cli import parse as parse_config
 from maxgan.config import GanConfig, ImageFacts
-from maxgan.files import atomic_path
 from maxgan.models.hit import plan_stages
 from maxgan.runtime import start
 from maxgan.training.cost import Cost
@@ -200,8 +198,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.output:
         report = {"environment": environment(device), "settings": vars(arguments), "rows": rows}
         report |= {"matrix_product": rate, "copy": bandwidth}
-        with atomic_path(arguments.output) as path:
-            path.write_text(json.dumps(report, indent=2) + "\n")
+        write_report(report, arguments.output)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from typing import Any
 import torch
 import yaml
 from matplotlib.figure import Figure
+from timing import environment, write_report
 from tqdm import tqdm
 
 from maxgan.checkpoint import atomic_path
@@ -64,11 +65,20 @@ def plan(file: Path, output: Path, only: Iterable[str]) -> list[Run]:
     """Return the runs of a study, the shortest first.
 
     Raises:
-        ValueError: if the file lacks a key or has another, or `only` names no variant.
+        ValueError: if the file isn't there or no YAML, lacks a key or has another, if nothing is to be trained, or if
+            `only` names no variant.
     """
-    study = yaml.safe_load(file.read_text())
+    if not file.is_file():
+        raise ValueError(f"there is no study {file}: name a file such as configs/studies/digits.yaml")
+    try:
+        study = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} can't be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(study, dict) or study.keys() != KEYS:
         raise ValueError(f"{file} must have exactly the keys {', '.join(sorted(KEYS))}")
+    for key in ("images", "seeds", "variants"):
+        if not study[key]:
+            raise ValueError(f"{file} has nothing in {key}: give at least one")
     variants: dict[str, dict[str, Any]] = study["variants"]
     unknown = set(only) - variants.keys()
     if unknown:
@@ -190,12 +200,10 @@ def main() -> None:
     report = {
         "study": yaml.safe_load(options.study.read_text()),
         "seconds": time.time() - start,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+        "environment": environment(torch.device("cpu")) | {"python": platform.python_version()},
         "runs": [{"variant": r.variant, "images": r.images, "seed": r.seed, **found} for r, found in results.items()],
     }
-    with atomic_path(output / "results.json") as temporary:
-        temporary.write_text(json.dumps(report, indent=2))
+    write_report(report, output / "results.json")
     picture(runs, output / "samples.png")
     print(text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from maxgan.files import atomic_path
 
 MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}
@@ -70,6 +73,15 @@ def copy(device: torch.device) -> Contestant:
     size = COPY_BYTES.get(device.type, COPY_BYTES["cuda"])
     source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
     return Contestant("copy", lambda: target.copy_(source), 2 * size)
+
+
+def write_report(report: dict[str, Any], output: str | Path | None) -> None:
+    """Write what was measured as JSON, whole or not at all, or print it on a line where there is no file for it."""
+    if output is None:
+        print("\n" + json.dumps(report))
+        return
+    with atomic_path(output) as path:
+        path.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
