@@ -65,7 +65,7 @@ def parse(config_class: type[C], argv: Sequence[str] | None = None) -> tuple[C, 
 
 @cache
 def _parser(config_class: type[Any]) -> jsonargparse.ArgumentParser:
-    """Return the parser of a config, made once: for each section's help the whole source of `config` is read."""
+    """Return the parser of a config, made once: for each section's help the source of its module is read."""
     parser = jsonargparse.ArgumentParser(description=config_class.__doc__, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of settings; flags that follow it win.")
     parser.add_class_arguments(config_class, as_group=False)

@@ -1,0 +1,23 @@
+"""Checks that several configs share."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from maxgan.config.identity import differences, to_dict
+
+
+def at_least(config: Any, **least: int) -> None:
+    """Raise ValueError for the first field that is set and less than what it must be."""
+    for name, value in least.items():
+        given = getattr(config, name)
+        if given is not None and given < value:
+            raise ValueError(f"{name} must be at least {value}, not {given}")
+
+
+def changed(config: Any, section: str) -> str | None:
+    """Return the first field of a section that has another value than the section's default, if there is one."""
+    default: Any = next(field for field in dataclasses.fields(config) if field.name == section).default_factory
+    changes = differences(to_dict(default()), to_dict(getattr(config, section)))
+    return changes[0].partition(":")[0] if changes else None
