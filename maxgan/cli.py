@@ -88,6 +88,11 @@ _WRONG_VALUE = re.compile(r'Parser key "(?P<name>[\w.]+)":.* (?:Got|Given) value
 _WRONG_SECTION = re.compile(r"""Parser key "(?P<name>[\w.]+)": Unable to load config ['"](?P<value>.*?)['"]""")
 _NO_FILE = re.compile(r"(?:File does not exist|Path is not a file): (.*)$")
 _WRONG_FILE = re.compile(r"(?:Problems parsing|Unexpected) config:")
+# Of a field of a schedule, such as optim.lr.start.
+_UNKNOWN_PART = re.compile(r"""Parser key "(?P<name>[\w.]+)":.* Option '(?P<part>[\w.]+)' is not accepted""")
+_WRONG_PART = re.compile(
+    r'Parser key "(?P<name>[\w.]+)":.* Parser key "(?P<part>\w+)": .*?(?:Got|Given) value: (?P<value>.*?) Given value'
+)
 _OWN_RULE = re.compile(r"Union subtypes .* - (?!Expected)(.+?) Given value type")
 _NO_VALUE = re.compile(r"argument (--[\w.]+): expected one argument")
 
@@ -95,6 +100,12 @@ _NO_VALUE = re.compile(r"argument (--[\w.]+): expected one argument")
 def _one_sentence(message: str, types: dict[str, Any], argv: Sequence[str]) -> str:
     """Turn jsonargparse's message into one plain sentence, with the nearest setting for a misspelt one."""
     message = " ".join(message.split())
+    if found := _UNKNOWN_PART.search(message) or _WRONG_PART.search(message):
+        name, parts = f"{found['name']}.{found['part']}", _parts(found["name"], types)
+        if name in parts and "NestedArg" not in (value := found["value"]):  # else a field of a field
+            return f"{name} must be {_in_words(parts[name])}, not {value}"
+        fields = ", ".join(part.rpartition(".")[2] for part in parts)
+        return f"there is no setting {name!r}: a schedule has the fields {fields}"
     if found := _UNKNOWN_FLAG.search(message) or _UNKNOWN_FIELD.search(message) or _UNKNOWN_OPTION.search(message):
         name = ".".join(found.groups())
         near = _nearest(name, types)
@@ -114,6 +125,12 @@ def _one_sentence(message: str, types: dict[str, Any], argv: Sequence[str]) -> s
     if found := _NO_VALUE.search(message):
         return f"{found[1]} needs a value"
     return message
+
+
+def _parts(name: str, types: dict[str, Any]) -> dict[str, Any]:
+    """Return the type of every field of a setting that may be a group, such as a schedule, by its dotted name."""
+    kinds = (field_types(kind, f"{name}.") for kind in get_args(types.get(name)) if dataclasses.is_dataclass(kind))
+    return {part: kind for group in kinds for part, kind in group.items()}
 
 
 def _nearest(name: str, names: Iterable[str]) -> str | None:

@@ -124,6 +124,9 @@ def message(capsys: pytest.CaptureFixture[str], *arguments: str, config_class: t
     return first.removeprefix("error: ")
 
 
+NO_PART = "there is no setting 'optim.lr.{}': a schedule has the fields start, end, over, shape"
+
+
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [
@@ -136,7 +139,11 @@ def message(capsys: pytest.CaptureFixture[str], *arguments: str, config_class: t
         ("digits", "there is no setting 'digits'; --help lists all"),
         ("--optim.lr=abc", "optim.lr must be a number or a schedule like {start: 1e-3, end: 1e-4}, not abc"),
         ("--optim.eps=abc", "optim.eps must be a number, not abc"),
-        ("--optim.lr={start: 1, edn: 2}", "there is no setting 'edn'; --help lists all"),
+        ("--optim.lr={start: 1, edn: 2}", NO_PART.format("edn")),
+        ("--optim.lr.start=x", "optim.lr.start must be a number, not x"),
+        ("--optim.lr.strat=3", NO_PART.format("strat")),
+        ("--loss.r1_gamma={start: x, end: 1}", "loss.r1_gamma.start must be a number, not x"),
+        ("--ema.half_life={start: 1, end: 2, shape: oval}", "ema.half_life.shape must be cosine or linear, not oval"),
         (
             "--optim.beta2={start: 1, end: 2, over: 0}",
             "over, the images that a schedule takes, must be at least 1, not 0",
