@@ -1,16 +1,13 @@
-"""Time of a whole scoring beside torch-fidelity's and clean-fid's, with the same extractor, images and machine.
+"""Time of the mathematics of scores beside torch-fidelity's and clean-fid's; `scoring.py` has whole scorings of files.
 
     python benchmarks/evaluation.py --images 2500 --threads 1
-    python benchmarks/evaluation.py --weights weights-inception-2015-12-05-6726825d.pth --images 2000 --device cuda
 
 Timed are statistics, Fréchet distance, Inception Score, kernel distance, precision and recall of given features, 2048
 of them and 1008 logits, as they arrive in batches: `ours` (with density and coverage too) and `fidelity`; and Fréchet
 and kernel distance alone, all that clean-fid has, of `ours_in_part` and `cleanfid`. Each in seconds per 1,000 images of
 both sets. All get the same random features, and the largest relative difference of their scores stands beside.
 
-With `--weights` the images pass through our own copy of the network: `forward` is the network alone, the others the
-scoring from uint8 images to all scores. `overhead` is that / forward; `outside` the seconds beside the network. Peak
-memory is that of the process, so one side is measured at a time: `--side ours`, for example.
+Peak memory is that of the process, so one side is measured at a time: `--side ours`, for example.
 
 A single thread on a CPU is measured by the time that the process was running, so that others don't count; all else by
 the clock.
@@ -21,31 +18,28 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import platform
 import resource
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy
 import torch
+from timing import environment, write_report
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from maxgan.evaluation.catalogue import load_extractor
 from maxgan.evaluation.comparison import compare
 from maxgan.evaluation.extractors import Features
 from maxgan.evaluation.features import Collector, FeatureSet
 from maxgan.evaluation.protocols import PROTOCOLS, Protocol
-from maxgan.files import atomic_path
 
-DIM, CLASSES, SIDE = 2048, 1008, 256
+DIM, CLASSES = 2048, 1008
 PROTOCOL = PROTOCOLS["fid50k-train-2015-tf1"]
 IN_PART = replace(PROTOCOL, metrics=("frechet", "kernel"))
 KEYS = {
@@ -150,8 +144,6 @@ def main() -> None:
     """Measure, print a table, and write JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1000, help="of each set")
-    parser.add_argument("--weights", help="file of torch-fidelity's port of Inception; unset: the maths alone")
-    parser.add_argument("--trust_weights", action="store_true", help="take weights that are not the published")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
@@ -162,23 +154,6 @@ def main() -> None:
     extractor: Any = Given()
     sets = [random_features(options.images, 0, 0.3), random_features(options.images, 1, 0.32)]
     lines: dict[str, float] = {}
-    if options.weights is not None:
-        extractor = load_extractor(
-            PROTOCOL.extractor, weights=options.weights, resize="tf1", trust_weights=options.trust_weights
-        ).to(options.device)
-        generator = torch.Generator().manual_seed(0)
-        sets = [
-            torch.randint(low, 256, (options.images, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
-            for low in (0, 30)
-        ]
-        extractor(sets[0][: options.batch])  # warm-up
-
-        def forward() -> None:
-            for images in sets:
-                for part in images.split(options.batch):
-                    extractor(part)
-
-        _, lines["forward"] = timed(forward, options.device)
     scores: dict[str, dict[str, float]] = {}
     for name, function in SIDES.items():
         if name == "cleanfid" and tuple(map(int, scipy.__version__.split(".")[:2])) >= (1, 18):
@@ -195,17 +170,12 @@ def main() -> None:
                 "largest_relative_difference": max(abs(one[key] / value - 1) for key, value in two.items()),
                 "times_faster": lines[other] / lines[mine],
             }
-    if "forward" in lines:
-        facts |= {f"overhead_{name}": lines[name] / lines["forward"] for name in scores}
-        facts |= {f"outside_{name}": per_thousand[name] - per_thousand["forward"] for name in scores}
     facts["peak_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     facts["scores"] = scores
-    facts["machine"] = {"device": options.device, "threads": options.threads, "torch": torch.__version__,
-                        "platform": platform.platform()}  # fmt: skip
     print(json.dumps(facts, indent=2))
     if options.output:
-        with atomic_path(Path(options.output)) as path:
-            path.write_text(json.dumps({"options": vars(options), **facts}, indent=2))
+        report = {"environment": environment(torch.device(options.device)), "settings": vars(options)}
+        write_report(report | facts, options.output)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 _IMAGES = "avif bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
@@ -52,7 +53,7 @@ class Folder:
         return sorted(found)
 
     def open(self, name: str) -> BinaryIO:
-        return open(Path(self.path, name), "rb")
+        return open(os.path.join(self.path, name), "rb")  # pathlib would take longer than opening
 
 
 class Zip:
@@ -139,4 +140,4 @@ def is_candidate(name: str) -> bool:
 
 def suffix(name: str) -> str:
     """The suffix of a file in lower case, dot included."""
-    return PurePosixPath(name).suffix.lower()
+    return posixpath.splitext(name)[1].lower()

@@ -169,7 +169,7 @@ class ModuleExtractor:
     def _look(self, levels: Tensor) -> Features:
         """Return the features of grey levels 0..255, `(N, channels, H, H)`."""
         x = RESIZES[self.resize](levels, self.resolution)
-        return self._run((x - self._mean) / self._std)
+        return self._run((x - self._mean).div_(self._std))
 
     def _run(self, x: Tensor) -> Features:
         """Return the features of images as the module looks at them."""
@@ -247,7 +247,7 @@ class TorchScriptExtractor(ModuleExtractor):
         if self.resize == "tf1":
             features = self._archive(levels, return_features=True)
         else:
-            shown = (RESIZES[self.resize](levels, self.resolution) - self._mean) / self._std
+            shown = (RESIZES[self.resize](levels, self.resolution) - self._mean).div_(self._std)
             features = self._archive.layers(shown.contiguous(memory_format=torch.channels_last))
         return Features(features.reshape(len(levels), FEATURES), None)
 
