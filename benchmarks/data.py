@@ -1,6 +1,7 @@
 """Speed of the sources of images beside torchvision's ImageFolder: images a second, in turn in one run.
 
     python benchmarks/data.py photos.zip --resolution 128 --workers 0 --output data.json
+    python benchmarks/data.py cifar10-train.zip --resolution 32 --recipe digits --rounds 5
 
 The images of SOURCE (a folder or a zip with class folders) are written in every form that maxgan reads, as they are
 (folder, zip, tar shards, parquet where `datasets` is there) and packed at the resolution (zip, tar shards, npz), and
@@ -8,6 +9,9 @@ then read as training reads them: at random, decoded, cut to the central square,
 torchvision's ImageFolder with its DataLoader, shuffled, with the same cut, on the files as they are and on packed ones,
 and a plain loop over the packed zip, image by image. `ratio` is the median over the rounds of the speed to that of
 ImageFolder on the files as they are. `pack` is timed once. Files are in the system's cache, so no disk is measured.
+
+With `--recipe`, a config of a GAN, its updates are measured in the same way on images that lie in memory, which its
+`ratio` is to, and on those that are read from files as they are and packed: what the loader leaves of the speed.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +38,16 @@ from timing import Contestant, environment, measure, write_report
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from maxgan.config import DataConfig, PackConfig
+from maxgan.cli import parse as parse_config
+from maxgan.config import DataConfig, GanConfig, PackConfig
 from maxgan.data.files import METADATA, Folder, Zip
 from maxgan.data.loader import ImageDataset, training_batches
 from maxgan.data.pack import pack
 from maxgan.data.sources import open_source
+from maxgan.runtime import start
+from maxgan.training.gan import GanTrainer
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 REFERENCE = "ImageFolder"
 IMAGES_IN_A_SHARD = 2000
 
@@ -59,9 +68,9 @@ def write_forms(source: str, root: Path, resolution: int, workers: int) -> tuple
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
     (root / "shards").mkdir()
-    for start in range(0, len(names), IMAGES_IN_A_SHARD):
-        with tarfile.open(root / "shards" / f"{start:08}.tar", "w") as shard:
-            for i in range(start, min(start + IMAGES_IN_A_SHARD, len(names))):
+    for first in range(0, len(names), IMAGES_IN_A_SHARD):
+        with tarfile.open(root / "shards" / f"{first:08}.tar", "w") as shard:
+            for i in range(first, min(first + IMAGES_IN_A_SHARD, len(names))):
                 shard.add(folder / names[i], f"{i:08}{Path(names[i]).suffix}")
                 entry = tarfile.TarInfo(f"{i:08}.cls")
                 text = str(labels[i]).encode()
@@ -153,6 +162,33 @@ def contestants(forms: dict[str, str], root: Path, arguments: argparse.Namespace
     ]
 
 
+def trainings(forms: dict[str, str], arguments: argparse.Namespace) -> list[Contestant]:
+    """Return an update of the recipe on images in memory, which comes first, and from files."""
+    config, _ = parse_config(GanConfig, [f"--config={CONFIGS / arguments.recipe}.yaml"])
+    config = replace(config, training=replace(config.training, batch_size=arguments.batch))
+    accelerator = start(arguments.threads, "no", cpu=True)
+
+    def contestant(name: str, path: str, memory: int = 0) -> Contestant:
+        # Each has networks of its own: they learn, and none must meet others' numbers.
+        dataset = ImageDataset(DataConfig(source=path, resolution=arguments.resolution, channels=3))
+        trainer = GanTrainer(config, dataset.facts, accelerator)
+        batches = ours(path, arguments, memory)
+        return Contestant(f"training, {name}", lambda: trainer.step(batches), arguments.batch)
+
+    files = {name: forms[name] for name in ("folder", "zip", "packed zip", "packed tar shards")}
+    return [contestant("in memory", forms["packed npz"], 1 << 40), *(contestant(*form) for form in files.items())]
+
+
+def rows_of(ways: list[Contestant]) -> list[dict[str, Any]]:
+    """Print and return the speed of every way, and its ratio to the first."""
+    rows = []
+    for way in ways:
+        ratio = statistics.median(a / b for a, b in zip(way.rates, ways[0].rates, strict=True))
+        rows.append({"name": way.name, "images_per_second": way.rates, "ratio": ratio})
+        print(f"{way.name:<32} {statistics.median(way.rates):>9,.1f} img/s {ratio:>7.3f}")
+    return rows
+
+
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -160,6 +196,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--resolution", type=int, default=128)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--workers", type=int, default=0, help="decoding processes, for packing too")
+    parser.add_argument("--recipe", help="name of a config, such as digits: measure its updates too")
+    parser.add_argument("--threads", type=int, help="of those updates; unset: the cores at hand")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="shortest time of one measurement")
     parser.add_argument("--output", help="JSON file for the figures of every round; unset: printed")
@@ -170,20 +208,20 @@ def main() -> None:
     """Measure all of them."""
     arguments = parse()
     torch.set_num_threads(1)
+    cpu = torch.device("cpu")
     with tempfile.TemporaryDirectory() as folder:
         forms, pack_speed = write_forms(arguments.source, Path(folder), arguments.resolution, arguments.workers)
         ways = contestants(forms, Path(folder), arguments)
-        measure(ways, arguments.rounds, arguments.seconds, torch.device("cpu"))
-    reference = ways[0].rates
-    rows = []
-    for way in ways:
-        ratio = statistics.median(a / b for a, b in zip(way.rates, reference, strict=True))
-        rows.append({"name": way.name, "images_per_second": way.rates, "ratio": ratio})
-        print(f"{way.name:<32} {statistics.median(way.rates):>9,.0f} img/s {ratio:>7.2f}")
+        measure(ways, arguments.rounds, arguments.seconds, cpu)
+        rows = rows_of(ways)
+        if arguments.recipe:
+            updates = trainings(forms, arguments)
+            measure(updates, arguments.rounds, arguments.seconds, cpu)
+            rows += rows_of(updates)
     print(f"{'pack (once)':<32} {pack_speed:>9,.0f} img/s")
     report = {
         "environment": {
-            **environment(torch.device("cpu")),
+            **environment(cpu),
             "torchvision": torchvision.__version__,
             "python": sys.version.split()[0],
         },
