@@ -95,8 +95,8 @@ def changed(config: Any, name: str) -> Any:
 
 
 FREE = {
-    "data.workers", "data.on_error", "test", "test_crop", "evaluate", "backbone.checkpointing", "dry_run",
-    "dry_classes",
+    "data.workers", "data.on_error", "data.streaming", "data.cache", "test", "test_crop", "evaluate",
+    "backbone.checkpointing", "dry_run", "dry_classes",
 }  # fmt: skip
 # Settings of a network, or of an augmentation, can be changed where there is one.
 CHOOSING: dict[str, dict[str, Any]] = {

@@ -40,7 +40,8 @@ class DataConfig:
 
     source: str = "digits-train"
     """`digits`, `digits-train`, `digits-test` (embedded); a folder or zip of images; an .npz; tar shards or parquet
-    files as a folder or a pattern such as `train-{000..099}.tar`; or `hf:OWNER/NAME[@CONFIG][:SPLIT]`."""
+    files as a folder or a pattern such as `train-{000..099}.tar`; the address of one of those, or a pattern of shards'
+    addresses, `https://host/train-{000..099}.tar`; or `hf:OWNER/NAME[@CONFIG][:SPLIT]`."""
     resolution: int | None = None
     """Side in pixels, for a GAN a power of two from 8 to 1024; unset: that of the images, if all are square and of one
     size, which reads all headers at the start."""
@@ -62,6 +63,11 @@ class DataConfig:
     workers: int = 0
     """Decoding processes beside each training process; 0 decodes in it. Sets that fit in memory are decoded once, by as
     many threads."""
+    streaming: bool = False
+    """Read what lies at an address or on the Hugging Face Hub where it is, when it is needed; off downloads all of it
+    at the first start and keeps it."""
+    cache: str | None = None
+    """Folder for what is kept of files at an address; unset: maxgan/downloads in the user's cache folder."""
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_fraction <= 1:
@@ -99,6 +105,10 @@ class PackConfig:
     """Images in a tar shard, and in each of the parts that a pack is made of and a killed one keeps."""
     workers: int | None = None
     """Decoding processes; unset: one for each core."""
+    streaming: bool = False
+    """Read what lies at an address or on the Hugging Face Hub where it is; off downloads all of it before."""
+    cache: str | None = None
+    """Folder for what is kept of files at an address; unset: maxgan/downloads in the user's cache folder."""
 
     def __post_init__(self) -> None:
         for name, least, most in (

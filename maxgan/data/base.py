@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from maxgan.data.transforms import normalize_mode
 
 _LOOKED_AT = 2000
+_LOOKED_AT_STREAMED = 16
 
 
 class ImageSource(ABC):
@@ -30,6 +31,10 @@ class ImageSource(ABC):
     """Where the labels were found; empty if there are none."""
     skipped: tuple[str, ...] = ()
     """Names of the files that were left out because they can't be read."""
+    streamed: bool = False
+    """Whether reading a picture is a request over a network, so that many are better made at once."""
+    note: str = ""
+    """Where the pictures are read, if not where the name says."""
     recorded_hash: str | None = None
     """The content hash that `python -m maxgan.data pack` wrote beside the images, if it did (see `content_hash`)."""
 
@@ -55,7 +60,9 @@ class ImageSource(ABC):
     def fingerprint(self) -> str:
         """SHA-256 in hexadecimal of the pictures' bytes as stored, their names, their order and their labels.
 
-        Nothing is decoded: `content_hash` is of the pixels. Raises ValueError naming a file that can't be read.
+        Nothing is decoded: `content_hash` is of the pixels. For files at an address that are read where they are, what
+        their server calls their state stands for their bytes, if it does. Raises ValueError naming a file that can't be
+        read.
         """
         sha = hashlib.sha256()
         for part in self._content():
@@ -66,7 +73,8 @@ class ImageSource(ABC):
 
     def describe(self) -> str:
         """One line: number of images, sizes (of some), classes, where labels were found, files left out."""
-        looked_at = sorted(set(np.linspace(0, len(self) - 1, _LOOKED_AT, dtype=int).tolist()))
+        count = _LOOKED_AT_STREAMED if self.streamed else _LOOKED_AT
+        looked_at = sorted(set(np.linspace(0, len(self) - 1, count, dtype=int).tolist()))
         sizes = sorted({self.size(index) for index in looked_at}, key=lambda size: (size[0] * size[1], size))
         text = " to ".join(f"{width} x {height}" for width, height in dict.fromkeys((sizes[0], sizes[-1])))
         if len(looked_at) < len(self):
@@ -77,7 +85,7 @@ class ImageSource(ABC):
         if self.skipped:
             line += f"; left out {len(self.skipped)} that can't be read: {', '.join(self.skipped[:3])}"
             line += ", ..." if len(self.skipped) > 3 else ""
-        return line
+        return f"{line}; {self.note}" if self.note else line
 
 
 def decode(content: bytes, where: str) -> Image.Image:

@@ -1,4 +1,7 @@
-"""What lies where in tar shards, kept from one start to the next: to read the headers of ImageNet takes minutes."""
+"""What lies where in tar shards, kept from one start to the next: to read the headers of ImageNet takes minutes.
+
+That of a file is kept under its size and time, that of an address under its size and what its server calls its state.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,13 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from filelock import FileLock
+
+from maxgan.data.remote import is_address
 from maxgan.files import atomic_path
 
 VERSION = 1
@@ -27,16 +34,34 @@ class Member(NamedTuple):
 
 Index = tuple[list[Member], dict[str, int]]
 """The files of a shard, and the class of each key that has one."""
+Stamp = tuple[int, int | str]
+"""Size of a shard in bytes, and the time of its last change in nanoseconds, or what its server calls its state."""
+
+
+def user_cache() -> Path:
+    """Return the folder for what is worth keeping of this user's data sets."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "maxgan"
 
 
 def cache_file(shard: str) -> Path:
     """Return the file that the index of a shard is kept in, below maxgan in the user's cache folder."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "maxgan" / "shards"
-    return folder / f"{hashlib.sha256(os.path.abspath(shard).encode(errors='surrogateescape')).hexdigest()[:32]}.json"
+    name = shard if is_address(shard) else os.path.abspath(shard)
+    return user_cache() / "shards" / f"{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:32]}.json"
 
 
-def load_index(shard: str, stamp: tuple[int, int]) -> Index | None:
-    """Return the kept index of a shard with this size and time in nanoseconds; None if there is none that is sound."""
+@contextlib.contextmanager
+def one_at_a_time(shard: str) -> Iterator[None]:
+    """Let one process make an index while others wait for it; no one waits where nothing can be kept."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            file = cache_file(shard)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(file.with_suffix(".lock")))
+        yield
+
+
+def load_index(shard: str, stamp: Stamp) -> Index | None:
+    """Return the kept index of a shard with this stamp; None if there is none that is sound."""
     try:
         kept = json.loads(cache_file(shard).read_text())
         if kept["version"] != VERSION or kept["stamp"] != list(stamp):
@@ -49,9 +74,10 @@ def load_index(shard: str, stamp: tuple[int, int]) -> Index | None:
     return (members, classes) if sound else None
 
 
-def keep_index(shard: str, stamp: tuple[int, int], index: Index) -> None:
-    """Keep the index of a shard that had this size and time before it was read; nothing happens where it can't be."""
-    if time.time() - stamp[1] / 1e9 < RESTED_SECONDS:
+def keep_index(shard: str, stamp: Stamp, index: Index) -> None:
+    """Keep the index of a shard that had this stamp before it was read; nothing happens where it can't be."""
+    state = stamp[1]
+    if not state or (isinstance(state, int) and time.time() - state / 1e9 < RESTED_SECONDS):
         return
     text = json.dumps({"version": VERSION, "shard": shard, "stamp": stamp, "members": index[0], "classes": index[1]})
     with contextlib.suppress(OSError), atomic_path(cache_file(shard)) as temporary:

@@ -11,9 +11,9 @@ import itertools
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from maxgan.cli import PREEMPTIONS
 from maxgan.config import DataConfig, ImageFacts
 from maxgan.data.base import ImageSource
+from maxgan.data.remote import AT_ONCE
 from maxgan.data.sources import open_source
 from maxgan.data.transforms import cut, set_channels, to_array
 from maxgan.runtime import end_with_parent
@@ -53,7 +54,9 @@ class ImageDataset:
     def __init__(self, config: DataConfig, memory: int = MEMORY_BUDGET, augment: Augment | None = None) -> None:
         self.config = config
         self.augment = augment
-        self.source: ImageSource = open_source(config.source, config.labels, config.on_error)
+        self.source: ImageSource = open_source(
+            config.source, config.labels, config.on_error, config.streaming, config.cache
+        )
         self.labels = self.source.labels
         self.facts = ImageFacts(
             resolution=_common_side(self.source) if config.resolution is None else config.resolution,
@@ -112,8 +115,8 @@ class ImageDataset:
 
     def preload(self, threads: int) -> None:
         """Decode, with several threads, every image that memory keeps."""
-        with ThreadPoolExecutor(threads) as pool:  # the decoders let go of Python's lock
-            for _ in pool.map(self.read, np.flatnonzero(~self._decoded).tolist()):
+        with _mapping(self.source, threads) as each:  # the decoders let go of Python's lock
+            for _ in each(self.read, np.flatnonzero(~self._decoded).tolist()):
                 pass
 
     def _decode(self, index: int, rng: np.random.Generator | None) -> np.ndarray:
@@ -126,6 +129,11 @@ class ImageDataset:
 
 
 def _common_side(source: ImageSource) -> int:
+    if source.streamed:
+        raise ValueError(
+            f"data.source {source.name} is read where it is, and to see whether all images are of one size would take "
+            f"a request for each: set data.resolution"
+        )
     side = source.size(0)[0]
     for index in range(len(source)):
         width, height = source.size(index)
@@ -166,10 +174,23 @@ class _Stream(Dataset[Batch | str]):
     def __getitem__(self, positions: range) -> Batch | str:
         indices = self.indices(positions)
         try:
-            images = [self.dataset.read(index, self.rng(p)) for index, p in zip(indices, positions, strict=True)]
+            with _mapping(self.dataset.source, 0) as each:
+                images = list(each(self.dataset.read, indices, map(self.rng, positions)))
         except ValueError as error:
             return str(error)
         return _batch(self.dataset, indices, images)
+
+
+@contextmanager
+def _mapping(source: ImageSource, threads: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Yield `map`, over that many threads; more where reading an image is a request, which takes long and no work."""
+    if source.streamed:
+        threads = max(threads, AT_ONCE)
+    if not threads:
+        yield map
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        yield pool.map
 
 
 class _OnDevice:
@@ -311,8 +332,7 @@ def evaluation_batches(dataset: ImageDataset, batch_size: int, indices: Sequence
 
     Decodes with as many threads as the data has workers.
     """
-    workers = dataset.config.workers
-    with ThreadPoolExecutor(workers) if workers else nullcontext() as pool:
+    with _mapping(dataset.source, dataset.config.workers) as each:
         for start in range(0, len(indices), batch_size):
             part = [int(index) for index in indices[start : start + batch_size]]
-            yield _batch(dataset, part, list((pool.map if pool else map)(dataset.read, part)))
+            yield _batch(dataset, part, list(each(dataset.read, part)))

@@ -30,11 +30,11 @@ from maxgan.data.content import combine, image_digest
 from maxgan.data.files import METADATA, StoreError
 from maxgan.data.loader import keep, start_worker
 from maxgan.data.shards import CLASS_SUFFIX
-from maxgan.data.sources import open_source
+from maxgan.data.sources import OnError, open_source
 from maxgan.data.transforms import cut, set_channels, to_array
 from maxgan.files import atomic_path, naming_full_disk, remove_leftovers, replace_folder
 
-_FREE = ("source", "dest", "on_error", "workers")  # may differ when a pack goes on
+_FREE = ("source", "dest", "on_error", "workers", "streaming", "cache")  # may differ when a pack goes on
 _SETTINGS = "settings.json"
 _NAMED = 10
 
@@ -74,7 +74,8 @@ def pack(config: PackConfig) -> Packed:
         raise ValueError(f"dest {config.dest} must end in .zip, or be a folder for shards, whose name has no ending")
     if Path(config.source).expanduser().absolute() in dest.parents:
         raise ValueError(f"dest {config.dest} lies in the source {config.source}: name a place outside")
-    source = open_source(config.source, config.labels, "raise" if config.on_error == "raise" else "later")
+    on_error: OnError = "raise" if config.on_error == "raise" else "later"
+    source = open_source(config.source, config.labels, on_error, config.streaming, config.cache)
     channels = _channels(source, config) if config.channels is None else config.channels
     settings = _settings(source, config, channels)
     work = dest.with_name(f"{dest.name}.parts")

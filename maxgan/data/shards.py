@@ -2,26 +2,25 @@
 
 A streaming reader gives the images of a shard in their order and mixes them in a buffer, so where it stands after N
 images can't be told without reading them, and a shard is shared out whole. Here the headers are read once, and what
-they tell is kept for the next start (`index_cache`); after that an image is one read at an offset, and the stream of
-indices is the same as from any other source. This is why shards must be plain local files: compressed ones have no
-offsets, and over HTTP each header would be a request.
+they tell is kept for the next start (`index_cache`); after that an image is one read at an offset, in a file or by a
+request to a server, and the stream of indices is the same as from any other source. This is why shards must not be
+compressed: such ones have no offsets.
 """
 
 from __future__ import annotations
 
 import bisect
 import io
-import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from glob import glob
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
+from urllib.parse import urljoin
 
 import numpy as np
+from tqdm import tqdm
 
 from maxgan.data.files import (
     IMAGE_SUFFIXES,
@@ -33,12 +32,40 @@ from maxgan.data.files import (
     refuse_outside,
     suffix,
 )
-from maxgan.data.index_cache import Index, Member, keep_index, load_index
+from maxgan.data.index_cache import Index, Member, Stamp, keep_index, load_index, one_at_a_time
 from maxgan.data.labels import Labels, Metadata, check_numbers, class_names, numbers
+from maxgan.data.remote import AT_ONCE, AbsentError, RemoteFile, Window, is_address
 
 CLASS_SUFFIX = ".cls"
 _CLASS_BYTES = 32
-_OPEN_AT_ONCE = 8
+_BAR_AFTER_SECONDS = 2
+
+
+class Shard(Protocol):
+    """A tar file, wherever it is. Safe to use from several threads and after a fork, and picklable."""
+
+    path: str
+
+    @property
+    def stamp(self) -> Stamp:
+        """Its size in bytes, and what tells of a change."""
+
+    def check(self) -> None:
+        """Raise StoreError if it has changed, unless `read` does."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Some bytes of it."""
+
+
+class LocalShard(Unchanged):
+    """A tar file at hand."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Some bytes of it; raises StoreError once it has changed."""
+        self.check()
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
 
 
 class Shards:
@@ -49,26 +76,33 @@ class Shards:
 
     Args:
         path: what to call them all.
-        shards: their paths.
+        shards: their paths, or their addresses, where each file is a request whenever it is read.
+
+    Attributes:
+        remote: whether they are addresses.
 
     Raises StoreError for a shard that is missing, damaged, or holds links, devices, or names that lead outside.
     """
 
     def __init__(self, path: str, shards: list[str]) -> None:
         self.path = path
-        self._shards = [Unchanged(shard) for shard in shards]
-        with ThreadPoolExecutor(_OPEN_AT_ONCE) as pool:  # hides the delay of files on a network
-            contents = list(pool.map(_index, self._shards))
+        self.remote = is_address(shards[0])
+        with ThreadPoolExecutor(AT_ONCE) as pool:  # hides the delay of a network
+            self._shards: list[Shard] = list(pool.map(RemoteFile if self.remote else LocalShard, shards))
+            found = pool.map(_index, self._shards)
+            contents = list(tqdm(found, "index", len(shards), unit="shard", delay=_BAR_AFTER_SECONDS, leave=False))
         count = Counter(member.name for members, _ in contents for member in members)
         shared = any(times > 1 for times in count.values())
         entries: list[tuple[str, int, int, int, int]] = []
         for number, (members, classes) in enumerate(contents):
             for name, offset, size in members:
                 label = classes.pop(_key(name), -1) if suffix(name) in IMAGE_SUFFIXES else -1
-                full = _with_shard(name, shards[number]) if shared else name
+                full = _with_shard(name, self._shards[number].path) if shared else name
                 entries.append((full, number, offset, size, label))
             if classes:
-                raise StoreError(f"{shards[number]} has a class for {next(iter(classes))}, but no such image: mend it")
+                raise StoreError(
+                    f"{self._shards[number].path} has a class for {next(iter(classes))}, but no such image: mend it"
+                )
         entries.sort()
         self._names = [entry[0] for entry in entries]
         # Arrays, since a million tuples would take hundreds of megabytes.
@@ -77,22 +111,25 @@ class Shards:
         twice = [a for a, b in zip(self._names, self._names[1:], strict=False) if a == b]
         if twice:
             raise StoreError(f"{path} holds {twice[0]} twice: give each image a name of its own")
-        beside = Path(shards[0]).parent / METADATA
-        self._metadata = beside if beside.is_file() else None
+        self._metadata = _metadata_beside(shards[0])
 
     def names(self) -> list[str]:
         return sorted([*self._names, METADATA]) if self._metadata else self._names
 
     def open(self, name: str) -> BinaryIO:
         if name == METADATA and self._metadata:
-            return self._metadata.open("rb")
+            refuse_large(self._metadata.stamp[0])
+            return io.BytesIO(self._metadata.read(0, self._metadata.stamp[0]))
         number, offset, size = (int(value) for value in self._places[self._index(name)])
         refuse_large(size)
-        shard = self._shards[number]
-        shard.check()
-        with open(shard.path, "rb") as file:
-            file.seek(offset)
-            return io.BytesIO(file.read(size))
+        return io.BytesIO(self._shards[number].read(offset, size))
+
+    def states(self) -> list[str] | None:
+        """What tells the content of all shards without reading them; None where their server doesn't tell."""
+        stamps = [shard.stamp for shard in self._shards]
+        if not self.remote or not all(state for _, state in stamps):
+            return None
+        return [f"{shard.path} {size} {state}" for shard, (size, state) in zip(self._shards, stamps, strict=True)]
 
     def labels(self, images: list[str], metadata: Metadata | None) -> Labels | None:
         """The classes that stand beside the images; None if there are none.
@@ -111,24 +148,44 @@ class Shards:
         return index
 
 
-def _index(shard: Unchanged) -> Index:
+def _metadata_beside(shard: str) -> Shard | None:
+    """The `dataset.json` that lies where a shard does."""
+    if not is_address(shard):
+        beside = Path(shard).parent / METADATA
+        return LocalShard(str(beside)) if beside.is_file() else None
+    try:
+        return RemoteFile(urljoin(shard, METADATA))
+    except AbsentError:
+        return None
+
+
+def _index(shard: Shard) -> Index:
     """The index of a shard: the kept one, or what its headers tell."""
     index = load_index(shard.path, shard.stamp)
-    if index is None:
-        index = _read_index(shard.path)
-        shard.check()
-        keep_index(shard.path, shard.stamp, index)
+    if index is None and isinstance(shard, RemoteFile):
+        with one_at_a_time(shard.path):
+            index = load_index(shard.path, shard.stamp) or _make_index(shard)
+    return index or _make_index(shard)
+
+
+def _make_index(shard: Shard) -> Index:
+    index = _read_index(shard)
+    shard.check()
+    keep_index(shard.path, shard.stamp, index)
     return index
 
 
-def _read_index(shard: str) -> Index:
+def _read_index(file: Shard) -> Index:
     """The files of a shard that are not hidden, and the classes in it by key."""
+    shard = file.path
     members: list[Member] = []
     classes: dict[str, int] = {}
     try:
-        with tarfile.open(shard, "r:") as archive:
+        with _headers(file) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             while (entry := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # else it would keep them all
+                if entry.size < 0:
+                    raise tarfile.ReadError(f"{entry.name} has {entry.size} bytes")
                 if entry.isdir():
                     continue
                 name = entry.name.removeprefix("./")
@@ -155,6 +212,10 @@ def _read_index(shard: str) -> Index:
     return members, classes
 
 
+def _headers(file: Shard) -> BinaryIO:
+    return Window(file) if isinstance(file, RemoteFile) else open(file.path, "rb")  # type: ignore[return-value]
+
+
 def _key(name: str) -> str:
     folder, slash, file = name.rpartition("/")
     return folder + slash + file.partition(".")[0]
@@ -163,56 +224,3 @@ def _key(name: str) -> str:
 def _with_shard(name: str, shard: str) -> str:
     folder, slash, file = name.rpartition("/")
     return f"{folder}{slash}{Path(shard).stem}:{file}"
-
-
-def is_pattern(path: str) -> bool:
-    """Whether a path stands for several files."""
-    return any(mark in path for mark in "*?[{") and not os.path.exists(path)
-
-
-def find_files(pattern: str) -> list[str]:
-    """The files that a pattern stands for: `{000..012}` and `{a,b}` name files that must all be there, `*` any.
-
-    Raises StoreError naming a file that is missing; behind `*`, numbers such as `00003-of-00010` tell.
-    """
-    found: list[str] = []
-    for path in _braces(pattern):
-        files = sorted(glob(path)) if any(mark in path for mark in "*?[") else [path]
-        if not files or not os.path.exists(files[0]):
-            raise StoreError(f"{path} is missing: put it back, or correct data.source {pattern}")
-        found += files
-    if any(mark in pattern for mark in "*?["):
-        _check_complete(found)
-    return found
-
-
-def _braces(pattern: str) -> Iterator[str]:
-    found = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", pattern)
-    if found is None:
-        yield pattern
-        return
-    first, last, choices = found.groups()
-    texts: Iterable[str]
-    if choices is None:
-        texts = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
-    else:
-        texts = choices.split(",")
-    for text in texts:
-        yield from _braces(pattern[: found.start()] + text + pattern[found.end() :])
-
-
-def _check_complete(files: list[str]) -> None:
-    """Raise StoreError where names such as `train-00003-of-00010.tar` tell that others are missing."""
-    found: dict[tuple[str, str, str], set[str]] = {}
-    for file in files:
-        if match := re.fullmatch(r"(.*-)(\d+)-of-(\d+)(\.\w+)", file):
-            before, number, count, after = match.groups()
-            found.setdefault((before, count, after), set()).add(number)
-    for (before, count, after), present in found.items():
-        if len(present) < int(count):
-            width = len(min(present))
-            missing = next(name for i in range(int(count)) if (name := f"{i:0{width}}") not in present)
-            raise StoreError(
-                f"{before}{missing}-of-{count}{after} is missing: put it back, or name the shards that you want, as in "
-                f"{{000..002}}"
-            )

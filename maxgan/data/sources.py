@@ -11,16 +11,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, Literal
+from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
 
 from maxgan.data.arrays import Npz
 from maxgan.data.base import ImageSource, decode, picture_size, unreadable
+from maxgan.data.download import downloads, keep_copies
 from maxgan.data.files import IMAGE_SUFFIXES, Folder, Store, StoreError, Zip, is_candidate, suffix
 from maxgan.data.huggingface import PREFIX, HuggingFace, one_split
 from maxgan.data.labels import find_labels, find_metadata
-from maxgan.data.shards import Shards, find_files, is_pattern
+from maxgan.data.patterns import braces, find_files, is_pattern
+from maxgan.data.remote import is_address, plain
+from maxgan.data.shards import Shards
 
 OnError = Literal["raise", "skip", "later"]
 DIGITS = ("digits", "digits-train", "digits-test")
@@ -110,6 +114,8 @@ class ImageFiles(ImageSource):
                 self.labels = np.array([label_of[file] for file in good_files], dtype=np.int64)
                 self.class_names, self.origin = found.class_names, found.origin
         self._files = good_files
+        if isinstance(store, Shards) and store.remote:
+            self.streamed, self.note = True, "each image a request, none kept on disk"
 
     def _check_odd(self, strict: bool) -> list[bool]:
         """Whether each file has the suffix of an image or is one; if strict, raise ValueError for the first other."""
@@ -139,9 +145,12 @@ class ImageFiles(ImageSource):
         return decode(self._bytes(index), self.where(index))
 
     def _content(self) -> Iterator[bytes]:
+        states = self._store.states() if isinstance(self._store, Shards) else None
+        yield from (state.encode() for state in states or ())
         for index, file in enumerate(self._files):
             yield file.encode(errors="surrogateescape")
-            yield self._bytes(index)
+            if states is None:
+                yield self._bytes(index)
 
     def _bytes(self, index: int) -> bytes:
         with self._open(index) as stream:
@@ -159,18 +168,23 @@ class ImageFiles(ImageSource):
             raise unreadable(self.where(index), error) from error
 
 
-def open_source(name: str, labels: bool = True, on_error: OnError = "raise") -> ImageSource:
-    """Open a set of images by name or path.
+def open_source(
+    name: str, labels: bool = True, on_error: OnError = "raise", streaming: bool = False, cache: str | None = None
+) -> ImageSource:
+    """Open a set of images by name, path or address.
 
     Args:
         name: `digits`, `digits-train`, `digits-test` (`./digits` is a folder); the path of a folder, a zip, an npz, a
             tar shard or a parquet file; a pattern of shards or parquet files, such as `train-{000..099}.tar` or
-            `data/train-*.parquet`, or a folder of nothing else; or `hf:OWNER/NAME[@CONFIG][:SPLIT]`, on the Hugging
-            Face Hub.
+            `data/train-*.parquet`, or a folder of nothing else; an address of files, such as
+            `https://host/train-{000..099}.tar`; or `hf:OWNER/NAME[@CONFIG][:SPLIT]`, on the Hugging Face Hub.
         labels: use labels where there are any.
         on_error: what to do with files that can't be read: `raise` when one is reached; `skip`, which reads all files
             now; or `later`, which leaves out only what doesn't look like an image now, for a caller that catches the
             ValueError of `read`.
+        streaming: read what lies at an address where it is, in place of a copy that is made now and kept; for others
+            it means nothing.
+        cache: folder of copies; None for maxgan/downloads in the user's cache folder.
 
     Raises ValueError where there is no such set, where it has no images, and where labels and images don't match.
     """
@@ -178,11 +192,10 @@ def open_source(name: str, labels: bool = True, on_error: OnError = "raise") -> 
         return Digits(name, labels)
     if name.startswith(PREFIX):
         return HuggingFace(name, labels=labels)
+    if is_address(name):
+        return _open_address(name, labels, on_error, streaming, cache)
     if "://" in name:
-        raise ValueError(
-            f"data.source {name} is an address: download it first, since images are read at random places, which would "
-            f"be a request each"
-        )
+        raise ValueError(f"data.source {name} is an address of an unknown kind: give one that begins with https://")
     path = os.path.expanduser(name)
     if is_pattern(path):
         return _open_many(name, path, find_files(path), labels, on_error)
@@ -204,6 +217,34 @@ def open_source(name: str, labels: bool = True, on_error: OnError = "raise") -> 
     raise ValueError(f"data.source {name} {problem}: give {', '.join(DIGITS)}, or the path of one of those")
 
 
+def _open_address(name: str, labels: bool, on_error: OnError, streaming: bool, cache: str | None) -> ImageSource:
+    shown, urls = plain(name), list(braces(name))
+    kinds = {suffix(urlsplit(url).path) for url in urls}
+    if any(mark in shown for mark in "*["):
+        raise ValueError(f"data.source {shown} can't be looked up over a network: name its files, as in {{000..099}}")
+    if not (kinds in ({".tar"}, {".parquet"}) or (kinds in ({".zip"}, {".npz"}) and len(urls) == 1)):
+        ends = ", ".join(sorted(kinds - {""})) or "nothing"
+        raise ValueError(
+            f"data.source {shown} ends in {ends}: give the address of a .zip, a .npz, or of .tar or of .parquet files"
+        )
+    if streaming:
+        if kinds != {".tar"}:
+            raise ValueError(
+                f"data.source {shown} can't be read where it is, as .tar files can: leave out data.streaming"
+            )
+        return ImageFiles(shown, Shards(shown, urls), labels, on_error)
+    paths = keep_copies(urls, cache)
+    source: ImageSource
+    if kinds == {".zip"}:
+        source = ImageFiles(shown, Zip(paths[0]), labels, on_error)
+    elif kinds == {".npz"}:
+        source = Npz(shown, paths[0], labels)
+    else:
+        source = _open_many(shown, shown, paths, labels, on_error)
+    source.note = f"copies in {downloads(cache)}"
+    return source
+
+
 def source_name(name: str) -> str:
     """Return a short name, fit for a folder, of what `open_source` opens: `digits`, `photos` of `a/photos.zip`, `train`
     of `a/train-{000..099}.tar`, `a` of `a/*.tar`, NAME of `hf:OWNER/NAME`."""
@@ -211,6 +252,8 @@ def source_name(name: str) -> str:
         return DIGITS[0]
     if name.startswith(PREFIX):
         name = re.split("[@:]", name.removeprefix(PREFIX))[0]
+    if is_address(name):
+        name = urlsplit(name).path
     for part in reversed(Path(name).expanduser().absolute().parts):
         plain = re.split(r"[*?\[{]", part)[0]
         if plain == part and suffix(part) in (".zip", ".npz", *MANY):

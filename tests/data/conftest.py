@@ -6,12 +6,17 @@ import io
 import json
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from webserver import Webserver
+
+from maxgan.config import DataConfig
+from maxgan.data import remote
+from maxgan.data.http import close_idle
 
 
 @pytest.fixture
@@ -50,27 +55,27 @@ def zipped() -> Callable[[Path], Path]:
     return make
 
 
-@pytest.fixture(params=["folder", "zip", "npz", "tar", "parquet"])
+@pytest.fixture(params=["folder", "zip", "npz", "tar", "parquet", "address", "copies"])
 def each_source(
     folder: Callable[..., Path],
     zipped: Callable[[Path], Path],
     tmp_path: Path,
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
-) -> str:
+) -> DataConfig:
     """The same 11 images of 12 x 12 in each form, the class of image i being i % 3."""
     root = folder(*(f"{i:02}.png" for i in range(11)), side=12, labels=[[f"{i:02}.png", i % 3] for i in range(11)])
     pixels = np.stack([np.asarray(Image.open(root / f"{i:02}.png")) for i in range(11)])
     labels = np.arange(11) % 3
     kind = request.param
     if kind == "folder":
-        return str(root)
+        return DataConfig(str(root))
     if kind == "zip":
-        return str(zipped(root))
+        return DataConfig(str(zipped(root)))
     if kind == "npz":
         np.savez(tmp_path / "a.npz", pixels, labels)
-        return str(tmp_path / "a.npz")
-    if kind == "tar":
+        return DataConfig(str(tmp_path / "a.npz"))
+    if kind in ("tar", "address", "copies"):
         for shard in range(3):
             with tarfile.open(tmp_path / f"{shard}.tar", "w") as archive:
                 for i in range(4 * shard, min(4 * shard + 4, 11)):
@@ -78,10 +83,27 @@ def each_source(
                     entry = tarfile.TarInfo(f"{i:02}.cls")
                     entry.size = 1
                     archive.addfile(entry, io.BytesIO(b"%d" % labels[i]))
-        return f"{tmp_path}/{{0..2}}.tar"
+        if kind == "tar":
+            return DataConfig(f"{tmp_path}/{{0..2}}.tar")
+        web = request.getfixturevalue("web")
+        web.files = {f"/{shard}.tar": (tmp_path / f"{shard}.tar").read_bytes() for shard in range(3)}
+        return DataConfig(f"{web.url}/{{0..2}}.tar", streaming=kind == "address", cache=str(tmp_path / "kept"))
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(num_classes=3))
     rows = {"image": [Image.fromarray(image) for image in pixels], "label": labels}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "a.parquet")
-    return str(tmp_path / "a.parquet")
+    return DataConfig(str(tmp_path / "a.parquet"))
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webserver]:
+    """A server of files on this machine; nobody waits long before another attempt."""
+    monkeypatch.setattr(remote, "WAITS", (0.001,) * 4)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    server = Webserver()
+    yield server
+    close_idle()
+    server.close()

@@ -12,7 +12,7 @@ import pytest
 
 from maxgan.data import shards
 from maxgan.data.index_cache import cache_file
-from maxgan.data.shards import Shards
+from maxgan.data.shards import Shard, Shards
 
 HOUR = 3600
 
@@ -33,8 +33,8 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The shards whose headers were read."""
     read_index, found = shards._read_index, []
 
-    def read(shard: str) -> object:
-        found.append(shard)
+    def read(shard: Shard) -> object:
+        found.append(shard.path)
         return read_index(shard)
 
     monkeypatch.setattr(shards, "_read_index", read)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ from maxgan.training.gan_run import train_gan
 from maxgan.training.run import read_metrics
 
 
-def train(directory: Path, source: str) -> None:
+def train(directory: Path, source: DataConfig) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     PartialState._reset_state()
     config = GanConfig(
-        data=DataConfig(source, resolution=8, crop="random", crop_fraction=0.8, flip=True, workers=2),
+        data=replace(source, resolution=8, crop="random", crop_fraction=0.8, flip=True, workers=2),
         generator=GeneratorConfig(latent_dim=8, width=8, head_dim=8, latent_tokens=4),
         discriminator=DiscriminatorConfig(1 / 128, 8),
         training=TrainingConfig(images=32, batch_size=4, accumulation=2),
@@ -58,7 +59,7 @@ def state(directory: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_each_source_is_resumed_bit_for_bit(each_source: str, tmp_path: Path) -> None:
+def test_each_source_is_resumed_bit_for_bit(each_source: DataConfig, tmp_path: Path) -> None:
     """11 images in 8 updates of 2 parts: the stop is amid the second pass and amid a logged interval."""
     train(tmp_path / "whole", each_source)
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")

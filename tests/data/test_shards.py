@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maxgan.data.shards import find_files
+from maxgan.data.patterns import find_files
 from maxgan.data.sources import open_source
 
 Make = Callable[..., Path]
@@ -223,12 +223,6 @@ def test_a_damaged_image_in_a_shard(shards: Path) -> None:
     source = open_source(str(shards), on_error="skip")
     assert (len(source), source.skipped) == (9, ("000004.png",))
     assert source.labels is not None and source.labels.tolist() == [0, 1, 2, 3, 3, 4, 0, 1, 0]
-
-
-@pytest.mark.parametrize("name", ["https://x.org/{000..009}.tar", "s3://b/a.tar"])
-def test_addresses(name: str) -> None:
-    with pytest.raises(ValueError, match="is an address: download it first"):
-        open_source(name)
 
 
 def test_compressed_shards(tmp_path: Path) -> None:
