@@ -125,7 +125,7 @@ CONFIG = DataConfig("", resolution=8, crop="random", crop_fraction=0.8, flip=Tru
 
 
 def batches(config: DataConfig, count: int = 5, **options: int) -> list[torch.Tensor]:
-    stream = training_batches(ImageDataset(config), 4, seed=0, **options)
+    stream = training_batches(ImageDataset(config), 4, seed=0, workers=config.workers, **options)
     return [part for batch in itertools.islice(stream, count) for part in batch]
 
 
