@@ -14,9 +14,6 @@ from PIL import Image, ImageOps
 
 from maxgan.data.transforms import normalize_mode
 
-_LOOKED_AT = 2000
-_LOOKED_AT_STREAMED = 16
-
 
 class ImageSource(ABC):
     """A fixed, ordered set of pictures with or without labels; reading is safe from threads and worker processes."""
@@ -33,6 +30,8 @@ class ImageSource(ABC):
     """Names of the files that were left out because they can't be read."""
     streamed: bool = False
     """Whether reading a picture is a request over a network, so that many are better made at once."""
+    looked_at: int = 2000
+    """Of how many pictures the size is looked at for a description."""
     note: str = ""
     """Where the pictures are read, if not where the name says."""
     recorded_hash: str | None = None
@@ -73,8 +72,7 @@ class ImageSource(ABC):
 
     def describe(self) -> str:
         """One line: number of images, sizes (of some), classes, where labels were found, files left out."""
-        count = _LOOKED_AT_STREAMED if self.streamed else _LOOKED_AT
-        looked_at = sorted(set(np.linspace(0, len(self) - 1, count, dtype=int).tolist()))
+        looked_at = sorted(set(np.linspace(0, len(self) - 1, self.looked_at, dtype=int).tolist()))
         sizes = sorted({self.size(index) for index in looked_at}, key=lambda size: (size[0] * size[1], size))
         text = " to ".join(f"{width} x {height}" for width, height in dict.fromkeys((sizes[0], sizes[-1])))
         if len(looked_at) < len(self):

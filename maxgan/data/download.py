@@ -38,7 +38,7 @@ def keep_copies(urls: list[str], cache: str | None = None) -> list[str]:
 
     Raises StoreError where one can't be had, or where the disk has no room for them.
     """
-    paths = [_place(url, cache) for url in urls]
+    paths = [place(url, cache) for url in urls]
     if len(set(paths)) < len(paths):
         raise StoreError(
             f"data.source names {plain(next(url for url in urls if urls.count(url) > 1))} twice: name it once"
@@ -55,8 +55,8 @@ def keep_copies(urls: list[str], cache: str | None = None) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _place(url: str, cache: str | None) -> Path:
-    """Where the copy of a file lies: with those of the same folder of its server, under its own name."""
+def place(url: str, cache: str | None) -> Path:
+    """Return where the copy of a file lies: with those of the same folder of its server, under its own name."""
     parts = urlsplit(url)
     name = quote(unquote(parts.path.rpartition("/")[2]), safe="")
     folder = f"{parts.scheme}://{parts.netloc}{parts.path.rpartition('/')[0]}?{parts.query}"

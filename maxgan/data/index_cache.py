@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from filelock import FileLock
 
@@ -60,15 +60,34 @@ def one_at_a_time(shard: str) -> Iterator[None]:
         yield
 
 
+def load(file: str, stamp: Stamp) -> dict[str, Any] | None:
+    """Return what was kept of a file with this stamp; None if there is nothing that is sound."""
+    try:
+        kept = json.loads(cache_file(file).read_text())
+        return kept if kept["version"] == VERSION and kept["stamp"] == list(stamp) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def keep(file: str, stamp: Stamp, content: dict[str, Any]) -> None:
+    """Keep something of a file that had this stamp before it was read; nothing happens where it can't be."""
+    state = stamp[1]
+    if not state or (isinstance(state, int) and time.time() - state / 1e9 < RESTED_SECONDS):
+        return
+    text = json.dumps({"version": VERSION, "shard": file, "stamp": stamp, **content})
+    with contextlib.suppress(OSError), atomic_path(cache_file(file)) as temporary:
+        temporary.write_text(text)
+
+
 def load_index(shard: str, stamp: Stamp) -> Index | None:
     """Return the kept index of a shard with this stamp; None if there is none that is sound."""
+    kept = load(shard, stamp)
+    if kept is None:
+        return None
     try:
-        kept = json.loads(cache_file(shard).read_text())
-        if kept["version"] != VERSION or kept["stamp"] != list(stamp):
-            return None
         members = [Member(str(name), int(offset), int(size)) for name, offset, size in kept["members"]]
         classes = {str(key): int(label) for key, label in kept["classes"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
     sound = all(0 <= member.offset <= member.offset + member.size <= stamp[0] for member in members)
     return (members, classes) if sound else None
@@ -76,9 +95,4 @@ def load_index(shard: str, stamp: Stamp) -> Index | None:
 
 def keep_index(shard: str, stamp: Stamp, index: Index) -> None:
     """Keep the index of a shard that had this stamp before it was read; nothing happens where it can't be."""
-    state = stamp[1]
-    if not state or (isinstance(state, int) and time.time() - state / 1e9 < RESTED_SECONDS):
-        return
-    text = json.dumps({"version": VERSION, "shard": shard, "stamp": stamp, "members": index[0], "classes": index[1]})
-    with contextlib.suppress(OSError), atomic_path(cache_file(shard)) as temporary:
-        temporary.write_text(text)
+    keep(shard, stamp, {"members": index[0], "classes": index[1]})

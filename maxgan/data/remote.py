@@ -12,6 +12,8 @@ from http.client import HTTPException, HTTPResponse
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
+from huggingface_hub import constants, get_token
+
 from maxgan.data.files import MAX_FILE_BYTES, StoreError
 from maxgan.data.http import SCHEMES, get
 
@@ -29,6 +31,7 @@ _ABSENT = (404, 410)
 # A request takes about as long as this many bytes.
 _NEAR_BYTES = 1 << 16
 _FIRST_BYTES, _MOST_BYTES = 1 << 13, 1 << 22
+_HEADERS = {"Accept-Encoding": "identity", "User-Agent": "maxgan"}
 T = TypeVar("T")
 
 
@@ -58,9 +61,10 @@ def plain(url: str) -> str:
 class RemoteFile:
     """A file at an address, as it was when this was made; safe to use from threads, after a fork, and picklable.
 
+    The Hugging Face Hub is told the token of its user, if there is one (HF_TOKEN, or what `hf auth login` has left).
+
     Args:
         url: where it is; redirects are followed.
-        headers: what to send with every request, such as an authorisation.
 
     Attributes:
         path: the address for messages.
@@ -71,10 +75,9 @@ class RemoteFile:
     Raises AbsentError if it isn't there or may not be read, and StoreError where nothing answers or no size is told.
     """
 
-    def __init__(self, url: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(self, url: str) -> None:
         self.path = plain(url)
-        self._url, self._headers = url, {"Accept-Encoding": "identity", "User-Agent": "maxgan", **(headers or {})}
-        self._place = url
+        self._url = self._place = url
         self.stamp, self.ranges = self._try(self._look, _FIRST_WAITS)
 
     def _look(self) -> tuple[tuple[int, str], bool]:
@@ -140,9 +143,7 @@ class RemoteFile:
     def _get(self, headers: dict[str, str]) -> Iterator[HTTPResponse]:
         """Ask where the address led last time: a signed place serves for a while, and spares a request each time."""
         place = self._place
-        own = urlsplit(place)[:2] == urlsplit(self._url)[:2]
-        known = {name: value for name, value in self._headers.items() if own or name != "Authorization"}
-        with get(place, {**known, **headers}) as (answer, found):
+        with get(place, {**_HEADERS, **_login(place), **headers}) as (answer, found):
             if place != self._url and answer.status >= 400:
                 raise _PassingError(f"status {answer.status} {answer.reason}")
             if answer.status < 300:
@@ -197,6 +198,12 @@ class RemoteFile:
         return StoreError(
             f"{self.path} can't be read ({problem}; {times}): see the network and the address, and start again"
         )
+
+
+def _login(url: str) -> dict[str, str]:
+    """What tells the Hugging Face Hub who asks; nothing for other servers."""
+    token = get_token() if url.startswith(f"{constants.ENDPOINT}/") else None
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _validator(answer: HTTPResponse) -> str:

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -22,8 +22,9 @@ from maxgan.data.download import downloads, keep_copies
 from maxgan.data.files import IMAGE_SUFFIXES, Folder, Store, StoreError, Zip, is_candidate, suffix
 from maxgan.data.huggingface import PREFIX, HuggingFace, one_split
 from maxgan.data.labels import find_labels, find_metadata
+from maxgan.data.parquet import StreamedRows, hub_files
 from maxgan.data.patterns import braces, find_files, is_pattern
-from maxgan.data.remote import is_address, plain
+from maxgan.data.remote import AT_ONCE, is_address, plain
 from maxgan.data.shards import Shards
 
 OnError = Literal["raise", "skip", "later"]
@@ -115,7 +116,8 @@ class ImageFiles(ImageSource):
                 self.class_names, self.origin = found.class_names, found.origin
         self._files = good_files
         if isinstance(store, Shards) and store.remote:
-            self.streamed, self.note = True, "each image a request, none kept on disk"
+            self.streamed, self.looked_at = True, AT_ONCE
+            self.note = "each image a request, none kept on disk"
 
     def _check_odd(self, strict: bool) -> list[bool]:
         """Whether each file has the suffix of an image or is one; if strict, raise ValueError for the first other."""
@@ -191,7 +193,10 @@ def open_source(
     if name in DIGITS:
         return Digits(name, labels)
     if name.startswith(PREFIX):
-        return HuggingFace(name, labels=labels)
+        if not streaming:
+            return HuggingFace(name, labels=labels)
+        urls, features = hub_files(name)
+        return _open_streamed(name, urls, labels, on_error, cache, features)
     if is_address(name):
         return _open_address(name, labels, on_error, streaming, cache)
     if "://" in name:
@@ -228,11 +233,7 @@ def _open_address(name: str, labels: bool, on_error: OnError, streaming: bool, c
             f"data.source {shown} ends in {ends}: give the address of a .zip, a .npz, or of .tar or of .parquet files"
         )
     if streaming:
-        if kinds != {".tar"}:
-            raise ValueError(
-                f"data.source {shown} can't be read where it is, as .tar files can: leave out data.streaming"
-            )
-        return ImageFiles(shown, Shards(shown, urls), labels, on_error)
+        return _open_streamed(shown, urls, labels, on_error, cache)
     paths = keep_copies(urls, cache)
     source: ImageSource
     if kinds == {".zip"}:
@@ -243,6 +244,19 @@ def _open_address(name: str, labels: bool, on_error: OnError, streaming: bool, c
         source = _open_many(shown, shown, paths, labels, on_error)
     source.note = f"copies in {downloads(cache)}"
     return source
+
+
+def _open_streamed(
+    name: str, urls: list[str], labels: bool, on_error: OnError, cache: str | None, features: Any = None
+) -> ImageSource:
+    kinds = {suffix(urlsplit(url).path) for url in urls}
+    if kinds == {".tar"}:
+        return ImageFiles(name, Shards(name, urls), labels, on_error)
+    if kinds == {".parquet"}:
+        return StreamedRows(name, urls, labels, cache, features)
+    raise ValueError(
+        f"data.source {name} can't be read where it is, as .tar and .parquet files can: leave out streaming"
+    )
 
 
 def source_name(name: str) -> str:

@@ -55,7 +55,10 @@ def zipped() -> Callable[[Path], Path]:
     return make
 
 
-@pytest.fixture(params=["folder", "zip", "npz", "tar", "parquet", "address", "copies"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("copies", "rows at an address")]
+
+
+@pytest.fixture(params=["folder", "zip", "npz", "tar", "parquet", "shards at an address", *SLOW])
 def each_source(
     folder: Callable[..., Path],
     zipped: Callable[[Path], Path],
@@ -75,7 +78,8 @@ def each_source(
     if kind == "npz":
         np.savez(tmp_path / "a.npz", pixels, labels)
         return DataConfig(str(tmp_path / "a.npz"))
-    if kind in ("tar", "address", "copies"):
+    kept = str(tmp_path / "kept")
+    if kind in ("tar", "shards at an address", "copies"):
         for shard in range(3):
             with tarfile.open(tmp_path / f"{shard}.tar", "w") as archive:
                 for i in range(4 * shard, min(4 * shard + 4, 11)):
@@ -87,13 +91,17 @@ def each_source(
             return DataConfig(f"{tmp_path}/{{0..2}}.tar")
         web = request.getfixturevalue("web")
         web.files = {f"/{shard}.tar": (tmp_path / f"{shard}.tar").read_bytes() for shard in range(3)}
-        return DataConfig(f"{web.url}/{{0..2}}.tar", streaming=kind == "address", cache=str(tmp_path / "kept"))
+        return DataConfig(f"{web.url}/{{0..2}}.tar", streaming=kind != "copies", cache=kept)
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(num_classes=3))
     rows = {"image": [Image.fromarray(image) for image in pixels], "label": labels}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "a.parquet")
-    return DataConfig(str(tmp_path / "a.parquet"))
+    if kind == "parquet":
+        return DataConfig(str(tmp_path / "a.parquet"))
+    web = request.getfixturevalue("web")
+    web.files["/a.parquet"] = (tmp_path / "a.parquet").read_bytes()
+    return DataConfig(f"{web.url}/a.parquet", streaming=True, cache=kept)
 
 
 @pytest.fixture
