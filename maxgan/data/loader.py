@@ -25,7 +25,6 @@ from torch.utils.data import DataLoader, Dataset
 from maxgan.cli import PREEMPTIONS
 from maxgan.config import DataConfig, ImageFacts
 from maxgan.data.base import ImageSource
-from maxgan.data.remote import AT_ONCE
 from maxgan.data.sources import open_source
 from maxgan.data.transforms import cut, set_channels, to_array
 from maxgan.runtime import end_with_parent
@@ -36,6 +35,7 @@ MEMORY_BUDGET = 1 << 30
 """Bytes of decoded pixels that each training process may keep."""
 DEVICE_SHARE = 16
 """Images that memory keeps go to the GPU if they take at most one part in so many of what is free there."""
+_REQUESTS_AT_ONCE = 8  # of each decoding process: enough to hide what a request takes, and no siege of the server
 _ORDER, _CHANGES = 0, 1  # what random numbers are for, so that no two uses share a stream
 
 
@@ -185,7 +185,7 @@ class _Stream(Dataset[Batch | str]):
 def _mapping(source: ImageSource, threads: int) -> Iterator[Callable[..., Iterable[Any]]]:
     """Yield `map`, over that many threads; more where reading an image is a request, which takes long and no work."""
     if source.streamed:
-        threads = max(threads, AT_ONCE)
+        threads = max(threads, _REQUESTS_AT_ONCE)
     if not threads:
         yield map
         return
