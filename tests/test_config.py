@@ -101,6 +101,7 @@ FREE = {
 # Settings of a network, or of an augmentation, can be changed where there is one.
 CHOOSING: dict[str, dict[str, Any]] = {
     "hit": {"networks": NetworksConfig(generator="hit")},
+    "residual_generator": {"networks": NetworksConfig(generator="residual")},
     "maxvit_discriminator": {"networks": NetworksConfig(discriminator="maxvit")},
     "augment": {"augment": AugmentConfig("color")},
 }

@@ -19,6 +19,7 @@ from maxgan.config.networks import (
     Norm,
     Normalization,
     Padding,
+    ResidualGeneratorConfig,
     Shortcut,
 )
 from maxgan.config.objective import ADA, AUGMENTATIONS, AugmentConfig, LossConfig, LossName
@@ -87,6 +88,7 @@ __all__ = [
     "Padding",
     "ReconstructConfig",
     "ReportConfig",
+    "ResidualGeneratorConfig",
     "RunConfig",
     "SampleConfig",
     "Schedule",

@@ -12,6 +12,7 @@ from maxgan.config.networks import (
     HiTConfig,
     MaxViTDiscriminatorConfig,
     NetworksConfig,
+    ResidualGeneratorConfig,
 )
 from maxgan.config.objective import AugmentConfig, LossConfig
 from maxgan.config.scores import EvaluationConfig
@@ -26,6 +27,7 @@ class GanConfig:
     networks: NetworksConfig = field(default_factory=NetworksConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     hit: HiTConfig = field(default_factory=HiTConfig)
+    residual_generator: ResidualGeneratorConfig = field(default_factory=ResidualGeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=lambda: DiscriminatorConfig(3 / 64, 192))
     maxvit_discriminator: MaxViTDiscriminatorConfig = field(default_factory=MaxViTDiscriminatorConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -44,7 +46,7 @@ class GanConfig:
 
     def __post_init__(self) -> None:
         for kind, sections in (
-            ("generator", {"maxvit": "generator", "hit": "hit"}),
+            ("generator", {"maxvit": "generator", "hit": "hit", "residual": "residual_generator"}),
             ("discriminator", {"residual": "discriminator", "maxvit": "maxvit_discriminator"}),
         ):
             chosen = getattr(self.networks, kind)

@@ -52,13 +52,59 @@ class GeneratorConfig:
     """Number of latent tokens that every stage attends to."""
     positions: bool = False
     """Add a learned absolute position to the first map and at the start of every stage."""
+    mapping_layers: int = 0
+    """Layers of latent_dim from z, and the class, to a latent w that drives the stages in their place, as in StyleGAN;
+    0 for none. Truncation is then towards the mean of w."""
 
     def __post_init__(self) -> None:
-        if self.norm == "none" and not self.zero_init:
-            raise ValueError(
-                "generator.norm none needs generator.zero_init true: each residual branch would else add its scale to "
-                "a map that nothing brings back"
-            )
+        _check_generator("generator", self)
+
+
+@dataclass(frozen=True)
+class ResidualGeneratorConfig:
+    """The plain residual convolutional generator."""
+
+    latent_dim: int = 64
+    """Size of the latent vector z."""
+    base_resolution: int = 4
+    """Side of the first feature map, a power of two from 4; each further stage doubles it."""
+    width: int = 128
+    """Channels of the stages with maps of up to 16 px; the rule is: half of it with each doubling of the map, but never
+    less than 8."""
+    widths: tuple[int, ...] | None = None
+    """Channels of every stage, in place of the rule."""
+    depth: int = 1
+    """Residual blocks in every stage, of two 3x3 convolutions each."""
+    depths: tuple[int, ...] | None = None
+    """Residual blocks of each stage, in place of `depth`."""
+    upsampling: Literal["nearest", "bilinear"] = "nearest"
+    """How the first block of a stage doubles the map."""
+    conditioning: Literal["modulation", "input"] = "modulation"
+    """What sees the latent: every block, whose channels it scales and shifts, beside the first map; or the first map
+    alone."""
+    norm: Norm | Literal["none"] = "layer"
+    """Normalisation: `batch` (ghost batches with norm_group), `layer`, or `none`, which needs zero_init."""
+    zero_init: bool = False
+    """Start every residual branch at zero, so that a block begins as its shortcut."""
+    norm_group: int | None = None
+    """Images a batch statistic is taken over (ghost BatchNorm); unset: all that a process holds at once."""
+    mapping_layers: int = 0
+    """Layers of latent_dim from z, and the class, to a latent w that drives the blocks in their place, as in StyleGAN;
+    0 for none. Truncation is then towards the mean of w."""
+
+    def __post_init__(self) -> None:
+        _check_generator("residual_generator", self)
+
+
+def _check_generator(section: str, config: GeneratorConfig | ResidualGeneratorConfig) -> None:
+    """Raise ValueError for settings of a generator that contradict each other."""
+    if config.norm == "none" and not config.zero_init:
+        raise ValueError(
+            f"{section}.norm none needs {section}.zero_init true: each residual branch would else add its scale to a "
+            "map that nothing brings back"
+        )
+    if config.mapping_layers < 0:
+        raise ValueError(f"{section}.mapping_layers must be 0 or more, not {config.mapping_layers}")
 
 
 @dataclass(frozen=True)
@@ -145,8 +191,9 @@ class MaxViTDiscriminatorConfig:
 class NetworksConfig:
     """Which networks are trained against each other; each has a section of its own."""
 
-    generator: Literal["maxvit", "hit"] = "maxvit"
-    """`maxvit`, set in `generator`, or the baseline `hit`, set in `hit`, from 32 px."""
+    generator: Literal["maxvit", "hit", "residual"] = "maxvit"
+    """`maxvit`, set in `generator`; or what it is compared with: `hit`, set in `hit`, from 32 px, or `residual`, of
+    plain convolutions, set in `residual_generator`."""
     discriminator: Literal["residual", "maxvit"] = "residual"
     """`residual`, StyleGAN2's, set in `discriminator`, or `maxvit`, set in `maxvit_discriminator`."""
 

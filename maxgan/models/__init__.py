@@ -7,6 +7,7 @@ from maxgan.models.generator import MaxViTGenerator
 from maxgan.models.hit import HiTGenerator
 from maxgan.models.maxvit_discriminator import MaxViTDiscriminator
 from maxgan.models.network import Network
+from maxgan.models.residual_generator import ResidualGenerator
 
 __all__ = [
     "HiTGenerator",
@@ -16,4 +17,5 @@ __all__ = [
     "MaxViTGenerator",
     "Network",
     "ResidualDiscriminator",
+    "ResidualGenerator",
 ]

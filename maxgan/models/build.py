@@ -8,6 +8,7 @@ from maxgan.models.generator import MaxViTGenerator
 from maxgan.models.hit import HiTGenerator
 from maxgan.models.latent import LatentGenerator
 from maxgan.models.maxvit_discriminator import MaxViTDiscriminator
+from maxgan.models.residual_generator import ResidualGenerator
 
 
 def build_generator(config: GanConfig, facts: ImageFacts) -> LatentGenerator:
@@ -19,6 +20,8 @@ def build_generator(config: GanConfig, facts: ImageFacts) -> LatentGenerator:
     size = (facts.resolution, facts.channels, facts.num_classes)
     if config.networks.generator == "hit":
         return HiTGenerator(*size, config=config.hit)
+    if config.networks.generator == "residual":
+        return ResidualGenerator(*size, config=config.residual_generator)
     return MaxViTGenerator(*size, config=config.generator)
 
 

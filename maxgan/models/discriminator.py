@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from maxgan.config import DiscriminatorConfig, check_gan_resolution
 from maxgan.models.network import Network
+from maxgan.nn.activation import SLOPE
 from maxgan.nn.attention import to_tokens
 from maxgan.nn.equalized import EqualizedConv2d, EqualizedLinear, make_conv, make_linear
 from maxgan.nn.resample import blur_pool
 
-SLOPE = 0.2
 LAST_SIDE = 4
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from maxgan.config import GeneratorConfig, check_gan_resolution
 from maxgan.models.block import AttentionLayer, MaxViTBlock
-from maxgan.models.latent import LatentGenerator
-from maxgan.models.stages import stage_depths, stage_orders, stage_widths, stage_windows
+from maxgan.models.latent import TokenGenerator
+from maxgan.models.stages import stage_depths, stage_orders, stage_sides, stage_widths, stage_windows
 from maxgan.nn.attention import CrossAttention, to_map, to_tokens
 from maxgan.nn.fuse import absorb
 from maxgan.nn.mbconv import MBConv
@@ -102,13 +102,13 @@ class Stage(nn.Module):
             self.cross_norm, self.cross_attention.q = absorb(self.cross_norm, self.cross_attention.q)
 
 
-class MaxViTGenerator(LatentGenerator):
+class MaxViTGenerator(TokenGenerator):
     """A GAN generator of MaxViT blocks (MaxViT, arXiv 2204.01697, section 4.4 and appendix A.4).
 
     z is projected to a first map, and to a few latent tokens. Every stage attends to the tokens (HiT's self-modulation,
     arXiv 2106.07631), runs MaxViT blocks from global to local (grid attention, block attention, convolution) and ends
     in a pixel shuffle that doubles the map; attention runs at every resolution. The output is not squashed. With
-    classes, a learned class embedding joins z.
+    classes, a learned class embedding joins z. `mapping_layers`, ours, puts StyleGAN's mapping before all of it.
 
     The defaults are a small model for the embedded digits; `from_resolution` gives the paper's.
 
@@ -152,17 +152,12 @@ class MaxViTGenerator(LatentGenerator):
         super().__init__(resolution, channels, num_classes, config, **settings)
         check_gan_resolution(resolution)
         config = self.config
-        base = config.base_resolution
-        if base < 4 or base & (base - 1) or base > resolution:
-            raise ValueError(
-                f"generator.base_resolution must be a power of two from 4 to the resolution {resolution}, not {base}"
-            )
-        sides = [base << i for i in range((resolution // base).bit_length())]
+        sides = stage_sides("generator", config.base_resolution, resolution)
         widths = generator_widths(config, len(sides))
         depths = stage_depths("generator", len(sides), config.depth, config.depths)
         windows = stage_windows("generator", sides, config.window_size, config.window_sizes)
         orders = stage_orders("generator", len(sides), config.order, config.orders)
-        self.add_latent_layers(widths[0], base)
+        self.add_latent_layers(widths[0], sides[0], config.mapping_layers)
         self.stages = nn.ModuleList(
             Stage(width, widths[0], side, window, depth, order, config)
             for width, side, window, depth, order in zip(widths, sides, windows, depths, orders, strict=True)
@@ -206,17 +201,9 @@ class MaxViTGenerator(LatentGenerator):
             settings = {"norm_group": None, **settings}  # groups are those of BatchNorm
         return cls(resolution, channels, num_classes, PAPER, **settings)
 
-    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return images `(N, channels, resolution, resolution)`, nominally in [-1, 1].
-
-        Args:
-            z: `(N, latent_dim)`, standard normal.
-            labels: `(N,)` integers in [0, num_classes); needed exactly when the model has classes.
-
-        Raises:
-            ValueError: if z or the labels don't fit the model.
-        """
-        x, tokens = self.embed(z, labels)
+    def synthesise(self, w: Tensor) -> Tensor:
+        """Return images `(N, channels, resolution, resolution)`, nominally in [-1, 1], of w."""
+        x, tokens = self.embed(w)
         for i, stage in enumerate(self.stages):
             x = stage(x, tokens)
             if i < len(self.ups):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from maxgan.config import HiTConfig, check_gan_resolution
 from maxgan.models.block import AttentionLayer
-from maxgan.models.latent import LatentGenerator
+from maxgan.models.latent import TokenGenerator
 from maxgan.nn.attention import FeedForward, to_map, to_tokens
 from maxgan.nn.fuse import absorb
 from maxgan.nn.multi_query import MultiAxisAttention, MultiQueryCrossAttention
@@ -136,7 +136,7 @@ class Stage(nn.Module):
         self.cross_norm, self.cross_attention.q = absorb(self.cross_norm, self.cross_attention.q)
 
 
-class HiTGenerator(LatentGenerator):
+class HiTGenerator(TokenGenerator):
     """HiT (arXiv 2106.07631), the transformer generator that the MaxViT paper compares with; equal to the official code
     (google-research/hit-gan).
 
@@ -207,17 +207,9 @@ class HiTGenerator(LatentGenerator):
         """
         return cls(resolution, channels, num_classes, **{"latent_dim": 256 if resolution <= 128 else 512, **settings})
 
-    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return images `(N, channels, resolution, resolution)`, nominally in [-1, 1].
-
-        Args:
-            z: `(N, latent_dim)`, standard normal.
-            labels: `(N,)` integers in [0, num_classes); needed exactly when the model has classes.
-
-        Raises:
-            ValueError: if labels and model don't agree.
-        """
-        x, tokens = self.embed(z, labels)
+    def synthesise(self, w: Tensor) -> Tensor:
+        """Return images `(N, channels, resolution, resolution)`, nominally in [-1, 1], of w."""
+        x, tokens = self.embed(w)
         image: Tensor | None = None
         for i, stage in enumerate(self.stages):
             if i > 0:

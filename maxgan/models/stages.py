@@ -1,4 +1,4 @@
-"""Widths, depths, orders and windows of the stages of a network: by a rule, or as the settings give them.
+"""Sides, widths, depths, orders and windows of the stages of a network: by a rule, or as the settings give them.
 
 `section` is the part of the config that an error names, such as `generator`.
 """
@@ -8,19 +8,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def stage_widths(section: str, rule: Sequence[int], widths: tuple[int, ...] | None, head_dim: int) -> tuple[int, ...]:
-    """Return the channels of every stage: `widths`, or those of the rule, but never less than one head.
+def stage_sides(section: str, base: int, resolution: int) -> list[int]:
+    """Return the sides of the maps of a generator, from `base`, each twice the one before, to the resolution.
 
     Raises:
-        ValueError: if `widths` has another length than the rule, or a width is no multiple of head_dim.
+        ValueError: if `base` is no power of two from 4 to the resolution.
     """
-    if head_dim < 1:
+    if base < 4 or base & (base - 1) or base > resolution:
+        raise ValueError(
+            f"{section}.base_resolution must be a power of two from 4 to the resolution {resolution}, not {base}"
+        )
+    return [base << i for i in range((resolution // base).bit_length())]
+
+
+def stage_widths(
+    section: str, rule: Sequence[int], widths: tuple[int, ...] | None, head_dim: int | None = None
+) -> tuple[int, ...]:
+    """Return the channels of every stage: `widths`, or those of the rule, but never less than one head.
+
+    Args:
+        head_dim: channels of a head; None where there are no heads.
+
+    Raises:
+        ValueError: if `widths` has another length than the rule, a width is below 1, or no multiple of head_dim.
+    """
+    if head_dim is not None and head_dim < 1:
         raise ValueError(f"{section}.head_dim must be at least 1, not {head_dim}")
     if widths is None:
-        setting, widths = "width", tuple(max(width, head_dim) for width in rule)
+        setting, widths = "width", tuple(max(width, head_dim or 0) for width in rule)
     else:
         setting = "widths"
         _check_length(f"{section}.widths", widths, len(rule))
+    if head_dim is None:
+        if min(widths) < 1:
+            raise ValueError(f"{section}.{setting} must be at least 1 in every stage, not {widths}")
+        return widths
     if any(width < 1 or width % head_dim for width in widths):
         raise ValueError(
             f"the stages' widths {widths} must be multiples of {section}.head_dim {head_dim}: "

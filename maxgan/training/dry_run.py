@@ -16,6 +16,7 @@ from maxgan.config import GanConfig, ImageFacts
 from maxgan.data.loader import ImageDataset
 from maxgan.models import MaxViTBlock
 from maxgan.models.discriminator import ResidualBlock
+from maxgan.models.residual_generator import UpBlock
 from maxgan.nn.attention import RelativeAttention
 from maxgan.nn.multi_query import MultiAxisAttention
 from maxgan.training.cost import Cost, Kept
@@ -182,7 +183,7 @@ def _blocks(part: nn.Module) -> int | None:
     """Return the number of blocks of a part: those that a generator's stage lists, or all of the known kinds."""
     if isinstance(blocks := getattr(part, "blocks", None), nn.Sequential):
         return len(blocks)
-    return sum(isinstance(module, MaxViTBlock | ResidualBlock) for module in part.modules()) or None
+    return sum(isinstance(module, MaxViTBlock | ResidualBlock | UpBlock) for module in part.modules()) or None
 
 
 def _window(part: nn.Module) -> int | None:

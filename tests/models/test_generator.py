@@ -326,7 +326,7 @@ def test_resolutions_that_are_no_power_of_two() -> None:
 @pytest.mark.parametrize("norm", ["batch", "layer", "none"])
 def test_zero_init_starts_every_stage_as_the_identity(conditioning: str, norm: str) -> None:
     model = small(16, zero_init=True, conditioning=conditioning, norm=norm)
-    x, tokens = model.embed(torch.randn(4, 8), None)
+    x, tokens = model.embed(torch.randn(4, 8))
     assert torch.equal(model.stages[0](x, tokens), x)
     # The latent still makes the image, and every branch learns from the first step on.
     images = model(torch.randn(4, 8))
