@@ -21,6 +21,7 @@ from maxgan.evaluation.features import Collector
 from maxgan.evaluation.published import weights_digest
 from maxgan.runtime import share_of, start
 from maxgan.sampling import EXPORT_NAME, generate, load_generator, newest_export, parse_classes
+from maxgan.truncation import told
 from maxgan.writers import Batch, image_grid, save_picture, write_images
 
 
@@ -73,7 +74,7 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> None:
     if scorer is not None and collector is not None:
         assert isinstance(generator, nn.Module)
         drawn = "uniform" if classes is None else "as the reference" if config.classes is None else config.classes
-        sampling = {"seed": config.seed, "truncation": config.truncation, "labels": drawn}
+        sampling = {"seed": config.seed, "truncation": told(generator, config.truncation), "labels": drawn}
         report(scorer.score(collector, weights_digest(generator), sampling), config.scores, accelerator)
 
 

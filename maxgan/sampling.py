@@ -12,6 +12,7 @@ from torch import Tensor
 
 from maxgan.data.transforms import to_uint8
 from maxgan.models.network import Network
+from maxgan.truncation import truncated
 from maxgan.writers import Batch, image_grid, write_images
 
 __all__ = [
@@ -163,7 +164,9 @@ def generate(
 
     Args:
         generator: in eval mode, on `device`.
-        classes, class_weights, truncation: see `latents_of`.
+        classes, class_weights: see `latents_of`.
+        truncation: towards the mean latent where the generator has a mapping (maxgan.truncation), else of z, see
+            `latents_of`.
         quantise: False gives float images, clipped to [-1, 1], for protocols that score them so.
 
     Raises:
@@ -174,10 +177,10 @@ def generate(
     )
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    network = generator.fuse() if isinstance(generator, Network) else generator
+    network, cut = truncated(generator.fuse() if isinstance(generator, Network) else generator, truncation)
     for start in range(0, len(seeds), batch_size):
         chunk = seeds[start : start + batch_size]
-        z, labels = latents_of(chunk, generator.latent_dim, generator.num_classes, classes, class_weights, truncation)
+        z, labels = latents_of(chunk, generator.latent_dim, generator.num_classes, classes, class_weights, cut)
         # Not around the yield: the mode would leak into the caller.
         with torch.inference_mode():
             images = network(z.to(device), None if labels is None else labels.to(device))

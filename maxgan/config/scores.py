@@ -100,7 +100,8 @@ class SampleConfig(ScoreConfig):
     classes: str | None = None
     """Classes to draw in turn, such as "3,5"; unset: all at random."""
     truncation: float | None = None
-    """Draw the latents from a normal cut at this value: fewer oddities, less variety; unset: not cut."""
+    """Fewer oddities, less variety: of a generator with a mapping, the factor by which its latents differ from their
+    mean, such as 0.7; of others, the value at which the normal distribution of latents is cut; unset: neither."""
     batch_size: int = 64
     """Images at once on each process."""
     grid: str | None = None
@@ -139,7 +140,7 @@ class EvaluateConfig(ScoreConfig):
     seed: int = 0
     """Seed of the first sample."""
     truncation: float | None = None
-    """Draw the latents from a normal cut at this value; unset: not cut."""
+    """Factor towards the mean latent with a mapping, else the value at which latents are cut; unset: neither."""
     batch_size: int = 128
     """Images at once on each process."""
     output: str | None = None

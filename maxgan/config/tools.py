@@ -49,7 +49,7 @@ class ClassSheetConfig(ExploreConfig):
     columns: int = 10
     """Samples of each class."""
     truncation: float | None = None
-    """Draw the latents from a normal cut at this value; unset: not cut."""
+    """Factor towards the mean latent with a mapping, else the value at which latents are cut; unset: neither."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,7 +80,7 @@ class InterpolateConfig(ExploreConfig):
     classes: str | None = None
     """Classes that the paths have in turn, such as "3,5"; unset: one after the other from 0."""
     truncation: float | None = None
-    """Draw the latents from a normal cut at this value; unset: not cut."""
+    """Factor towards the mean latent with a mapping, else the value at which latents are cut; unset: neither."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,7 +121,7 @@ class NeighboursConfig(FeatureConfig):
     reference: str | None = None
     """The real images, as data.source names them; unset: what the generator was trained on."""
     truncation: float | None = None
-    """Draw the latents from a normal cut at this value; unset: not cut."""
+    """Factor towards the mean latent with a mapping, else the value at which latents are cut; unset: neither."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -31,6 +31,7 @@ from maxgan.evaluation.reference import (
 from maxgan.files import atomic_path
 from maxgan.runtime import share_of
 from maxgan.sampling import Generator, generate
+from maxgan.truncation import told
 
 MAX_IMAGES = 50_000
 BATCH_SIZE = 128
@@ -126,7 +127,7 @@ class Scorer:
             name: of the generator, for messages.
             count: number of samples, see `count`.
             seed: the first.
-            truncation: see `maxgan.sampling.latents_of`.
+            truncation: see `maxgan.sampling.generate`.
         """
         count = self.count(count)
         classes = self.classes(generator, count)
@@ -147,7 +148,8 @@ class Scorer:
             collector.add(batch.images, batch.labels)
         content = weights_digest(generator) if isinstance(generator, nn.Module) else None
         drawn = "uniform" if classes is None else "as the reference"
-        sampling = {"seed": seed, "truncation": truncation, "labels": drawn if generator.num_classes else None}
+        drawn_at = told(generator, truncation)
+        sampling = {"seed": seed, "truncation": drawn_at, "labels": drawn if generator.num_classes else None}
         return self.score(collector, content, sampling)
 
     def score_images(self, source: str) -> Scores:

@@ -18,7 +18,7 @@ def make_sheet(config: ClassSheetConfig) -> str:
     Raises:
         ValueError: if the generator has no classes, or not those that are named.
     """
-    subject = open_subject(config)
+    subject = open_subject(config, config.truncation)
     generator = subject.generator
     if not generator.num_classes:
         raise ValueError(f"{subject.name} has no classes to make rows of: draw a grid with sample.py --grid")
@@ -27,7 +27,7 @@ def make_sheet(config: ClassSheetConfig) -> str:
     rows = []
     for label in classes:
         # A seed's latent doesn't hang on its class, so a column shows one latent in all classes.
-        z, labels = latents_of(seeds, generator.latent_dim, generator.num_classes, [label], None, config.truncation)
+        z, labels = latents_of(seeds, generator.latent_dim, generator.num_classes, [label], truncation=subject.cut)
         rows.append(subject.draw(z, labels, config.batch_size))
     output = subject.output(config, "classes.png")
     save_picture(sheet([list(torch.unbind(row)) for row in rows], [subject.class_name(k) for k in classes]), output)

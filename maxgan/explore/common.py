@@ -21,6 +21,7 @@ from maxgan.files import atomic_path
 from maxgan.models.network import Network
 from maxgan.runtime import start
 from maxgan.sampling import Generator, load_generator, newest_export
+from maxgan.truncation import Draw, truncated
 from maxgan.writers import to_picture
 
 GAP, WIDE_GAP, SIDE = 2, 12, 64
@@ -33,14 +34,16 @@ class Subject:
 
     Attributes:
         generator: in eval mode, on `device`.
-        network: the same for inference alone, and faster.
+        network: the same for inference alone, faster, and with the truncation towards the mean latent, if there is one.
+        cut: value at which latents are cut, for `latents_of`.
         device: where both are.
         name: of its file, folder or repository.
         folder: where its pictures go.
     """
 
     generator: Generator
-    network: Generator
+    network: Draw
+    cut: float | None
     device: torch.device
     name: str
     folder: Path
@@ -77,11 +80,11 @@ class Subject:
         return Path(config.output) if config.output is not None else self.folder / default
 
 
-def open_subject(config: ExploreConfig) -> Subject:
+def open_subject(config: ExploreConfig, truncation: float | None = None) -> Subject:
     """Load the generator of the settings.
 
     Raises:
-        ValueError: if there is none, or several processes were started.
+        ValueError: if there is none, several processes were started, or the truncation is out of range.
     """
     accelerator = start(config.threads, cpu=config.cpu)
     if accelerator.num_processes > 1:
@@ -89,8 +92,8 @@ def open_subject(config: ExploreConfig) -> Subject:
     model = Path(config.model) if config.model is not None else newest_export()
     generator = load_generator(model if config.model is None else config.model, accelerator.device)
     folder = model if model.is_dir() else model.parent if model.is_file() else Path("samples") / model.name
-    network = generator.fuse() if isinstance(generator, Network) else generator
-    return Subject(generator, network, accelerator.device, str(model), folder)
+    network, cut = truncated(generator.fuse() if isinstance(generator, Network) else generator, truncation)
+    return Subject(generator, network, cut, accelerator.device, str(model), folder)
 
 
 def open_extractor(config: FeatureConfig, subject: Subject) -> ModuleExtractor | None:

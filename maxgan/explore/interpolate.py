@@ -48,7 +48,7 @@ def make_interpolation(config: InterpolateConfig) -> str:
     Raises:
         ValueError: if the generator has no such classes.
     """
-    subject = open_subject(config)
+    subject = open_subject(config, config.truncation)
     generator = subject.generator
     classes = parse_classes(config.classes)
     if generator.num_classes and classes is None:
@@ -59,9 +59,7 @@ def make_interpolation(config: InterpolateConfig) -> str:
         first = config.seed + path * config.points
         seeds = range(first, first + config.points)
         own = [classes[path % len(classes)]] if classes is not None else None
-        points, labels = latents_of(
-            seeds, generator.latent_dim, generator.num_classes, own, truncation=config.truncation
-        )
+        points, labels = latents_of(seeds, generator.latent_dim, generator.num_classes, own, truncation=subject.cut)
         z = closed_path(points.double(), config.frames).float()
         labels = labels[:1].expand(len(z)) if labels is not None else None
         images.append(subject.draw(z, labels, config.batch_size))

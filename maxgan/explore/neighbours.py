@@ -16,6 +16,7 @@ from maxgan.evaluation.extractors import ModuleExtractor
 from maxgan.evaluation.neighbours import nearest
 from maxgan.explore.common import open_extractor, open_subject, sheet, write_json
 from maxgan.sampling import generate
+from maxgan.truncation import told
 from maxgan.writers import save_picture
 
 QUANTILES = (0.0, 0.01, 0.1, 0.5, 0.9)
@@ -94,7 +95,7 @@ def show_neighbours(config: NeighboursConfig) -> str:
         "extractor": extractor.name,
         "extractor_digest": extractor.digest,
         "resize": extractor.resize,
-        "truncation": config.truncation,
+        "truncation": told(generator, config.truncation),
         "samples": config.n,
         "quantiles": list(QUANTILES),
         "samples_to_nearest_real": ours,
