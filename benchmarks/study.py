@@ -1,6 +1,7 @@
-"""Compare variants of a training at equal images seen, over several seeds: a table, and samples of each.
+"""Compare variants of a training at equal images seen and at equal time, over several seeds.
 
     python benchmarks/study.py configs/studies/digits.yaml [--output DIR] [--jobs 2] [--only NAME ...]
+    python benchmarks/study.py configs/studies/cifar10.yaml --set data.source=cifar10/train
 
 A study is a YAML file:
 
@@ -12,8 +13,9 @@ A study is a YAML file:
       name: {loss.name: hinge}      # what this variant changes
 
 Runs that are there already are not done again, and one that was interrupted goes on. Numbers are those of the runs'
-scores.json; FD is mean and deviation over the seeds. Samples are chosen by rule: of the longest runs the first seed,
-latents 0 to 19, with classes in turn.
+scores.json; FD is mean and deviation over the seeds; minutes are those of training alone, and only of worth where the
+runs had the machine for themselves (--jobs 1). curves.png has FD over images and over minutes. Samples are chosen by
+rule: of the longest runs the first seed, latents 0 to 19, with classes in turn.
 """
 
 from __future__ import annotations
@@ -21,48 +23,35 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from matplotlib.figure import Figure
+from study_results import Run, curves, read, samples, table, time_table
 from timing import environment, write_report
 from tqdm import tqdm
 
 from maxgan.checkpoint import atomic_path
-from maxgan.cli import parse, plain_errors
-from maxgan.config import GanConfig, ImageFacts
-from maxgan.models.build import build_discriminator, build_generator
-from maxgan.sampling import EXPORT_NAME, generate, load_generator
-from maxgan.training.run import CONFIG, METRICS, SCORES, read_metrics
-from maxgan.writers import image_grid
+from maxgan.cli import plain_errors
 
 ROOT = Path(__file__).parents[1]
-SAMPLES = 20
 KEYS = {"base", "settings", "images", "seeds", "variants"}
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training of the study."""
-
-    variant: str
-    images: int
-    seed: int
-    directory: Path
-    command: tuple[str, ...]
-
-
-def plan(file: Path, output: Path, only: Iterable[str]) -> list[Run]:
+def plan(file: Path, output: Path, only: Iterable[str] = (), changed: Mapping[str, str] | None = None) -> list[Run]:
     """Return the runs of a study, the shortest first.
+
+    Args:
+        file: the study.
+        output: folder of the runs.
+        only: names of variants; none: all.
+        changed: settings of every run in place of the study's, by their dotted names.
 
     Raises:
         ValueError: if the file isn't there or no YAML, lacks a key or has another, if nothing is to be trained, or if
@@ -91,6 +80,7 @@ def plan(file: Path, output: Path, only: Iterable[str]) -> list[Run]:
                 settings = {
                     **study["settings"],
                     **variants[name],
+                    **(changed or {}),
                     "training.images": images,
                     "training.seed": seed,
                     "run.directory": str(directory),
@@ -112,78 +102,35 @@ def train(run: Run) -> None:
     """
     log = run.directory.with_suffix(".log")
     with log.open("a") as stream:
-        done = subprocess.run([sys.executable, *run.command], stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT)
+        done = subprocess.run([sys.executable, *run.command], stdout=stream, stderr=subprocess.STDOUT)
     if done.returncode:
         raise RuntimeError(f"{run.directory.name} ended with code {done.returncode}: see {log}")
 
 
-def read(run: Run) -> dict[str, float]:
-    """Return the scores of a run, its parameters in millions, and the seconds of its training."""
-    config, _ = parse(GanConfig, ["--config", str(run.directory / CONFIG)])
-    exported = load_generator(run.directory / EXPORT_NAME)
-    facts = ImageFacts(exported.resolution, exported.channels, exported.num_classes)
-    with torch.device("meta"):
-        networks = {"generator": build_generator(config, facts), "discriminator": build_discriminator(config, facts)}
-    found: dict[str, float] = dict(json.loads((run.directory / SCORES).read_text())["metrics"])
-    for name, network in networks.items():
-        found[name] = sum(p.numel() for p in network.parameters()) / 1e6
-    found["seconds"] = max(line.get("seconds", 0.0) for line in read_metrics(run.directory / METRICS))
-    return found
-
-
-def table(results: Mapping[Run, Mapping[str, float]]) -> str:
-    """Return the results as a table in Markdown: a row for each variant and length, the best FD of a length in bold."""
-    rows = [
-        "| images | variant | FD | of each seed | precision | recall | accuracy | G, D (M) | minutes |",
-        "| --- " * 9 + "|",
-    ]
-    groups: dict[tuple[int, str], list[Mapping[str, float]]] = {}
-    for run, result in results.items():
-        groups.setdefault((run.images, run.variant), []).append(result)
-    means = {key: statistics.mean(r["fd"] for r in group) for key, group in groups.items()}
-    for (images, variant), group in groups.items():
-        fds = [result["fd"] for result in group]
-        fd = f"{means[images, variant]:.3f}"
-        if means[images, variant] == min(mean for (length, _), mean in means.items() if length == images):
-            fd = f"**{fd}**"
-        if len(fds) > 1:
-            fd += f" ± {statistics.stdev(fds):.3f}"
-        cells = [f"{images:,}", variant, fd, ", ".join(f"{value:.3f}" for value in fds)]
-        for metric in ("precision", "recall", "accuracy"):
-            cells.append(f"{statistics.mean(r[metric] for r in group):.3f}" if metric in group[0] else "-")
-        cells.append(f"{group[0]['generator']:.2f}, {group[0]['discriminator']:.2f}")
-        cells.append(f"{statistics.mean(r['seconds'] for r in group) / 60:.1f}")
-        rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join(rows) + "\n"
-
-
-def picture(runs: Iterable[Run], path: Path) -> None:
-    """Write the samples of the longest runs of the first seed, a row for each variant."""
-    runs = list(runs)
-    shown = [run for run in runs if run.images == runs[-1].images and run.seed == runs[0].seed]
-    figure = Figure(figsize=(11, 1.25 * len(shown)), layout="constrained")
-    for axes, run in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
-        generator = load_generator(run.directory / EXPORT_NAME)
-        classes = list(range(min(generator.num_classes, SAMPLES // 2))) or None
-        images = torch.cat([batch.images for batch in generate(generator, range(SAMPLES), SAMPLES, "cpu", classes)])
-        axes.imshow(image_grid(images, SAMPLES // 2), cmap="gray", interpolation="nearest")
-        axes.set_ylabel(run.variant, rotation=0, ha="right", va="center", fontsize=9)
-        axes.set_xticks([])
-        axes.set_yticks([])
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+def settings_of(texts: Iterable[str]) -> dict[str, str]:
+    """Return the settings of texts such as data.source=train.zip; ValueError if one has no name or no value."""
+    settings = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise ValueError(f"--set takes NAME=VALUE, such as data.source=train.zip, not {text!r}")
+        settings[name] = value
+    return settings
 
 
 def main() -> None:
-    """Train what is missing, then write results.md, results.json and samples.png."""
+    """Train what is missing, then write results.md, results.json, curves.png and samples.png."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
     parser.add_argument("--output", type=Path, help="folder of the runs; unset: runs/studies/NAME")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="variants; unset: all")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of all runs, such as data.source"
+    )
     options = parser.parse_args()
     output = options.output or Path("runs") / "studies" / options.study.stem
-    runs = plan(options.study, output, options.only)
+    runs = plan(options.study, output, options.only, settings_of(options.set))
     output.mkdir(parents=True, exist_ok=True)
     start = time.time()
     with ThreadPoolExecutor(options.jobs) as pool:
@@ -194,17 +141,19 @@ def main() -> None:
             pool.shutdown(cancel_futures=True)
             raise
     results = {run: read(run) for run in runs}
-    text = table(results)
+    text = f"{table(results)}\n{time_table(results)}"
     with atomic_path(output / "results.md") as temporary:
         temporary.write_text(text)
     report = {
         "study": yaml.safe_load(options.study.read_text()),
+        "set": options.set,
         "seconds": time.time() - start,
         "environment": environment(torch.device("cpu")) | {"python": platform.python_version()},
         "runs": [{"variant": r.variant, "images": r.images, "seed": r.seed, **found} for r, found in results.items()],
     }
     write_report(report, output / "results.json")
-    picture(runs, output / "samples.png")
+    curves(results, output / "curves.png")
+    samples(runs, output / "samples.png")
     print(text)
 
 

@@ -43,14 +43,22 @@ def test_a_study_compares_variants_and_goes_on_where_it_was(tmp_path: Path) -> N
     study.write_text(
         f"base: {ROOT / 'configs' / 'digits.yaml'}\n"
         "settings: {run.threads: 1, generator.width: 16, discriminator.channel_multiplier: 0.01, "
-        f"training.batch_size: 8, evaluation.cache: {tmp_path / 'cache'}}}\n"
+        f"evaluation.cache: {tmp_path / 'cache'}}}\n"
         "images: [16]\n"
         "seeds: [0, 1]\n"
         "variants: {wide: {}, narrow: {generator.widths: [16, 16, 16], generator.orders: [GA-C, BA-C, C]}}\n"
     )
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "benchmarks" / "study.py"), str(study), "--output", str(tmp_path / "out")]
+        command = [
+            sys.executable,
+            str(ROOT / "benchmarks" / "study.py"),
+            str(study),
+            "--output",
+            str(tmp_path / "out"),
+            "--set",
+            "training.batch_size=8",
+        ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         return subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=600)
 
@@ -65,8 +73,9 @@ def test_a_study_compares_variants_and_goes_on_where_it_was(tmp_path: Path) -> N
         assert row["fd"] == scores["metrics"]["fd"] and row["seconds"] > 0
     wide, narrow = report["runs"][:2]
     assert wide["generator"] > narrow["generator"] and wide["discriminator"] == narrow["discriminator"]
-    assert result.stdout.count("**") == 2 and "| 16 | wide |" in result.stdout
-    assert (tmp_path / "out" / "samples.png").stat().st_size > 1000
+    # The best at equal images, and at equal time.
+    assert result.stdout.count("**") == 4 and "| 16 | wide |" in result.stdout
+    assert all((tmp_path / "out" / name).stat().st_size > 1000 for name in ("samples.png", "curves.png"))
 
     checkpoints = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/generator.safetensors")}
     again = run()

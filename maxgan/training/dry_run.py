@@ -33,7 +33,7 @@ class Gpu:
     bandwidth: float
 
 
-GPUS = (Gpu("A100", 19.5, 312, 2.0), Gpu("H100", 67, 989, 3.35))
+GPUS = (Gpu("A100", 19.5, 312, 2.0), Gpu("H100", 67, 989, 3.35), Gpu("H200", 67, 989, 4.8))
 OF_PEAK, OF_BANDWIDTH = 0.4, 0.8
 """What training reaches of both: an assumption, not a measurement."""
 

@@ -20,7 +20,7 @@ BATCH, CLASSES = 4, 3
 PAPER, HIT = "imagenet128_paper", "imagenet128_hit"
 CASES = [
     ("digits", 16), (PAPER, 16), (PAPER, 32), (PAPER, 64), ("imagenet128_paper_cbaga", 32), (HIT, 32), (HIT, 64),
-    ("ffhq256", 32), ("cifar10", 32),
+    ("ffhq256", 32), ("cifar10", 32), ("cifar10_study", 16), ("imagenet128_best", 32),
 ]  # fmt: skip
 LARGE = [(PAPER, 128), (PAPER, 256), ("imagenet128_paper_cbaga", 128), (HIT, 128), (HIT, 256), ("ffhq256", 256)]
 
@@ -34,7 +34,7 @@ def tiny(name: str, resolution: int) -> GanConfig:
         hit = replace(config.hit, latent_dim=8, latent_tokens=2, widths=widths, depths=ones, heads=(2,) * stages)
         config = replace(config, hit=replace(hit, norm_group=2))
     else:
-        small = replace(config.generator, latent_dim=8, latent_tokens=2, width=16, head_dim=8, depth=1)
+        small = replace(config.generator, latent_dim=8, latent_tokens=2, width=16, widths=None, head_dim=8, depth=1)
         config = replace(config, generator=replace(small, norm_group=2 if small.norm_group else None))
     return replace(
         config,
@@ -67,6 +67,8 @@ def check_training(name: str, resolution: int) -> None:
             "variety",
         }
         expected |= {"bcr_real", "bcr_fake"} if config.loss.bcr_real else set()
+        expected |= {"r2"} if config.loss.r2_gamma else set()
+        expected |= {"augment_probability", "real_sign"} if config.augment.policy else set()
         assert metrics.keys() == expected
         assert all(math.isfinite(value) for value in metrics.values()), metrics
     for network, start in zip(networks, before, strict=True):

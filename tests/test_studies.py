@@ -1,0 +1,144 @@
+"""The studies in configs/studies: their plans, their networks, and what is made of their results."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from maxgan.cli import parse
+from maxgan.config import GanConfig, ImageFacts
+from maxgan.models.build import build_discriminator, build_generator
+from maxgan.training.dry_run import GPUS, DryRun
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "configs" / "studies"
+# Resolution, channels, and the most parameters of a network.
+STUDIES = {"cifar10": (32, 3, 5_000_000), "cifar10_16px": (16, 3, 1_300_000), "digits": (16, 1, 2_000_000)}
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import study
+
+    yield study
+    for name in ("study", "study_results", "timing"):
+        sys.modules.pop(name, None)
+
+
+def variants(study: ModuleType, name: str) -> dict[str, GanConfig]:
+    """The settings of every variant's longest run."""
+    configs = {}
+    for run in study.plan(FOLDER / f"{name}.yaml", Path("out")):
+        configs[run.variant], _ = (
+            parse(GanConfig, list(run.command[1:])) if run.seed == 0 else (configs[run.variant], 0)
+        )
+        assert configs[run.variant].training.images == run.images
+    return configs
+
+
+def parameters(network: torch.nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def test_every_study_is_known() -> None:
+    assert {file.stem for file in FOLDER.glob("*.yaml")} == STUDIES.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_variant_builds_and_networks_are_of_one_size(study: ModuleType, name: str) -> None:
+    resolution, channels, most = STUDIES[name]
+    facts = ImageFacts(resolution, channels, 10)
+    sizes = {}
+    for variant, config in variants(study, name).items():
+        assert config.data.resolution in (resolution, None)
+        with torch.device("meta"):
+            generator, discriminator = build_generator(config, facts), build_discriminator(config, facts)
+        labels = torch.zeros(8, dtype=torch.int64, device="meta")
+        images = generator(torch.empty(8, generator.latent_dim, device="meta"), labels)
+        assert discriminator(images, labels).shape == (8,)
+        sizes[variant] = parameters(generator)
+        assert max(sizes[variant], parameters(discriminator)) <= most, variant
+    if name != "digits":
+        assert max(sizes.values()) <= 1.05 * min(sizes.values()), sizes
+
+
+@pytest.mark.slow
+def test_no_run_of_cifar10_takes_longer_than_eight_minutes_on_an_h200(study: ModuleType) -> None:
+    (gpu,) = [gpu for gpu in GPUS if gpu.name == "H200"]
+    configs = variants(study, "cifar10")
+    del configs["order_c_first"]  # the same parts as in `best`, in another order
+    minutes = {}
+    for variant, config in configs.items():
+        updates = config.training.images / config.training.batch_size
+        minutes[variant] = DryRun(config).seconds(gpu) * updates / 60
+    assert max(minutes.values()) < 8, minutes
+    assert configs["best"].training.images == 1_000_000
+
+
+def results(study: ModuleType, *rows: tuple[str, int, int, float, float]) -> dict[Any, dict[str, float]]:
+    """Results of runs of (variant, images, seed, FD, seconds)."""
+    return {
+        study.Run(variant, images, seed, Path("out"), ()): {
+            "fd": fd, "seconds": seconds, "generator": 1.5, "discriminator": 2.5, "precision": 0.75,
+        }
+        for variant, images, seed, fd, seconds in rows
+    }  # fmt: skip
+
+
+def test_variants_are_compared_at_equal_images_and_at_equal_time(study: ModuleType) -> None:
+    found = results(
+        study,
+        ("slow", 100, 0, 9.0, 50.0), ("slow", 100, 1, 11.0, 70.0), ("slow", 200, 0, 1.0, 130.0),
+        ("fast", 100, 0, 12.0, 30.0), ("fast", 200, 0, 4.0, 66.0), ("fast", 200, 1, 6.0, 54.0),
+        ("slowest", 100, 0, 1.0, 61.0), ("slowest", 200, 0, 0.5, 140.0),
+    )  # fmt: skip
+    lines = study.table(found).splitlines()
+    assert "| 100 | slow | 10.000 ± 1.414 | 9.000, 11.000 | 0.750 | - | - | 1.50, 2.50 | 1.0 |" in lines
+    assert "| 100 | slowest | **1.000** | 1.000 | 0.750 | - | - | 1.50, 2.50 | 1.0 |" in lines
+    assert sum("**" in line for line in lines) == 2
+    # `fast` needs 60 seconds for 200 images, in which `slow` sees 100, and `slowest` not even those.
+    assert study.time_table(found).splitlines() == [
+        "| in 1.0 minutes | images | minutes | FD |",
+        "| --- | --- | --- | --- |",
+        "| slow | 100 | 1.0 | 10.000 |",
+        "| fast | 200 | 1.0 | **5.000** |",
+        "| slowest | none of the lengths fits | - | - |",
+    ]
+
+
+def test_the_course_of_a_run_is_read_with_its_times(study: ModuleType, tmp_path: Path) -> None:
+    import study_results
+
+    lines = [
+        {"images": 10, "seconds": 4.0, "images_per_second": 1.0}, {"images": 15, "fd": 7.0},
+        {"images": 20, "seconds": 8.0}, {"images": 20, "fd": 3.0},
+    ]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = study.Run("one", 20, 0, tmp_path, ())
+    assert study_results.course(run) == [(15, 6.0, 7.0), (20, 8.0, 3.0)]
+    # Runs without scores on the way, or without any line, have dots alone.
+    other = study.Run("other", 20, 0, tmp_path / "none", ())
+    found = {run: {"fd": 3.0, "seconds": 8.0}, other: {"fd": 2.0, "seconds": 5.0}}
+    study.curves(found, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_settings_of_all_runs_can_be_given(study: ModuleType) -> None:
+    changed = study.settings_of(["data.source=a=b.zip", "run.threads=1"])
+    assert changed == {"data.source": "a=b.zip", "run.threads": "1"}
+    runs = study.plan(FOLDER / "digits.yaml", Path("out"), ["default", "no_norm"], changed)
+    assert [run.variant for run in runs] == ["default", "no_norm"] * 3
+    for run in runs:
+        config = SimpleNamespace(**dict(flag[2:].split("=", 1) for flag in run.command[3:]))
+        assert vars(config)["data.source"] == "a=b.zip" and vars(config)["run.threads"] == "1"
+    with pytest.raises(ValueError, match=r"--set takes NAME=VALUE, such as data\.source=train\.zip, not 'threads'"):
+        study.settings_of(["threads"])
