@@ -71,9 +71,18 @@ class EvaluationConfig(ScoreConfig):
     every: int = 0
     """Images from one score to the next along the training, of which the best generator is kept; 0 scores the result
     alone."""
+    held_out: str | None = None
+    """Images that are not trained on, whatever data.source takes, with the same classes: at each score D tells them and
+    as many training images from samples, and where it has learned by heart it does worse on them; unset: `digits-test`
+    for `digits-train`, none else."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.held_out is not None and not self.enabled:
+            raise ValueError(
+                f"evaluation.held_out {self.held_out} is looked at with the scores: set evaluation.enabled, or leave "
+                "it out"
+            )
         if self.every < 0 or (self.every and not self.enabled):
             raise ValueError(f"evaluation.every must be 0 or more, and 0 without evaluation.enabled, not {self.every}")
         if self.every and self.metrics is not None and "frechet" not in self.metrics:

@@ -22,6 +22,7 @@ from maxgan.models.network import Network
 from maxgan.sampling import EXPORT_NAME, generate
 from maxgan.training.dry_run import describe
 from maxgan.training.gan import GanTrainer
+from maxgan.training.held_out import HeldOut, default_held_out
 from maxgan.training.loop import Loop
 from maxgan.training.pictures import plot_curves
 from maxgan.training.posthoc import AVERAGES, snapshot_path, snapshots_of
@@ -38,7 +39,9 @@ PANELS = {
     "logits of D": ("real_logit", "fake_logit"),
     "penalties": ("r1", "r2"),
     "consistency": ("bcr_real", "bcr_fake"),
+    "gradient norms": ("gradient_norm_generator", "gradient_norm_discriminator"),
     "signs of collapse": ("discriminator_accuracy", "variety"),
+    "D on held-out images": ("discriminator_accuracy_training", "discriminator_accuracy_held_out"),
     "augmentation": ("augment_probability", "real_sign"),
     "speed": ("images_per_second",),
     "Fréchet distance": ("fd",),
@@ -63,7 +66,9 @@ class GanRun:
         accelerator.print(self.dataset.describe(accelerator.device))
         # Before anything long starts: a score that can't be computed is said now.
         self.scorer = choose_scorer(config, self.dataset.facts, accelerator)
+        self.held_out = self.open_held_out()
         self.trainer = GanTrainer(config, self.dataset.facts, accelerator)
+        scored = self.scorer is not None and config.evaluation.every
         self.loop = Loop(
             config.run,
             config.training,
@@ -75,9 +80,18 @@ class GanRun:
             shown=("loss_discriminator", "loss_generator"),
             after_save=self.export,
             at_sample=self.picture,
-            at_score=self.score_now,
-            score_every=config.evaluation.every if self.scorer is not None else 0,
+            at_score=self.evaluate if scored or self.held_out is not None else None,
+            score_every=config.evaluation.every,
         )
+
+    def open_held_out(self) -> HeldOut | None:
+        """Return the images that D has not seen beside those that it has; None where there are none."""
+        settings, chosen = self.config.evaluation, self.config.discriminator
+        source = settings.held_out or default_held_out(self.config.data.source)
+        if not settings.enabled or source is None:
+            return None
+        group = chosen.minibatch_group if chosen.minibatch_deviation else 1
+        return HeldOut(self.dataset, source, self.accelerator, group)
 
     def export(self, scores: Scores | None = None) -> None:
         """Write the averaged generator with where it comes from, again if it has the best score so far, and the other
@@ -175,6 +189,13 @@ class GanRun:
         scores = Scores.from_json(path.read_text())
         report(scores, self.directory / SCORES, self.accelerator)
         return scores
+
+    def evaluate(self) -> dict[str, float]:
+        """Return the scores, if they are asked for along the training, and how well D knows images it has not seen."""
+        metrics = self.score_now() if self.scorer is not None and self.config.evaluation.every else {}
+        if self.held_out is not None:
+            metrics |= self.held_out.accuracies(self.trainer.discriminator, self.generator())
+        return metrics
 
     def score_now(self) -> dict[str, float]:
         """Score the averaged generator as it is, keep the scores with their protocol, and return them."""

@@ -70,15 +70,15 @@ class Loop:
         shown: metrics that the progress bar shows.
         after_save: called on every process after each checkpoint.
         at_sample: called on every process every `run.sample_every` images.
-        at_score: called on every process every `score_every` images and at the end; gives metrics, "fd" among them. A
-            checkpoint follows, so that a run that goes on never scores the same generator again.
-        score_every: images; 0 for never.
+        at_score: called on every process every `score_every` images and at the end; gives metrics. A checkpoint
+            follows, so that a run that goes on never scores the same generator again.
+        score_every: images; 0 for the end alone.
 
     Raises:
         ValueError: if the batch can't be split equally over the processes.
 
     Attributes:
-        best: the metrics of the best score so far, and its `images`; None before the first.
+        best: the metrics with the least "fd" so far, and their `images`; None before the first.
     """
 
     def __init__(
@@ -248,7 +248,8 @@ class Loop:
                 bar.update(min(batch_size, total - bar.n))
                 logged = self._crossed(self.run.log_every) or self.finished
                 drawn = self.at_sample is not None and self.run.sample_every and self._crossed(self.run.sample_every)
-                scored = bool(self.score_every) and (self._crossed(self.score_every) or self.finished)
+                due = self.finished or (bool(self.score_every) and self._crossed(self.score_every))
+                scored = self.at_score is not None and due
                 if logged or drawn or scored:
                     trainer.watchdog.check()
                 if logged:
@@ -266,7 +267,7 @@ class Loop:
                 if scored and self.at_score is not None:
                     score = {"images": seen, **self.at_score()}
                     self._log(log, score)
-                    if self.best is None or score[BEST_BY] < self.best[BEST_BY]:
+                    if BEST_BY in score and (self.best is None or score[BEST_BY] < self.best[BEST_BY]):
                         self.best = score
                     # A score isn't part of the speed of training.
                     paused = time.perf_counter() - started - self.seconds

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from maxgan.checkpoint import atomic_path
+
+COLUMNS = 4
+"""The most panels in a row."""
+DOTTED = 30
+"""Up to so many points of a curve each gets a dot: one alone would not be seen."""
 
 
 def plot_curves(
@@ -23,15 +29,19 @@ def plot_curves(
     """
     filled = {title: [name for name in names if any(name in line for line in lines)] for title, names in panels.items()}
     filled = {title: names for title, names in filled.items() if names}
-    figure = Figure(figsize=(4.2 * max(1, len(filled)), 3.2), layout="constrained")
-    for axes, (title, names) in zip(
-        figure.subplots(1, max(1, len(filled)), squeeze=False)[0], filled.items(), strict=False
-    ):
+    last = max((line["images"] for line in lines), default=1)
+    columns = max(1, min(len(filled), COLUMNS))
+    rows = max(1, math.ceil(len(filled) / COLUMNS))
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
+    for number, (title, names) in enumerate(filled.items()):
+        axes = figure.add_subplot(rows, columns, number + 1)
         for name in names:
             points = [(line["images"], line[name]) for line in lines if name in line]
-            axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=1)
+            marker = "." if len(points) <= DOTTED else None
+            axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=1, marker=marker)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("images seen")
+        axes.set_xlim(0, 1.02 * last)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     with atomic_path(path) as temporary:

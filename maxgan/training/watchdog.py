@@ -26,6 +26,10 @@ class Watchdog:
         networks: not wrapped, by name.
         optimizers: whose states are checked before they are saved.
         batch_size: images of one update.
+
+    Attributes:
+        norms: of the gradients looked at last, over all parameters of a network, by `gradient_norm_NETWORK`; with a
+            loss scale 0 where an update is left out.
     """
 
     def __init__(
@@ -44,17 +48,25 @@ class Watchdog:
         }
         self._metrics: dict[tuple[str, ...], Tensor] = {}
         self._gradients: dict[tuple[str, ...], Tensor] = {}
+        self.norms: dict[str, Tensor] = {}
 
     def watch_gradients(self, network: str, update: int) -> None:
         """Look at the gradients of a network, after the backward pass and before its optimiser's step."""
-        scaler = self.accelerator.scaler
+        # A norm is not finite if and only if a number in it isn't, or its square is out of range, as it is in Adam.
+        norms = {
+            name: torch.linalg.vector_norm(p.grad)
+            for name, p in self._parameters[network].items()
+            if p.grad is not None
+        }
+        total = torch.linalg.vector_norm(torch.stack(list(norms.values())))
+        scale = None if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
+        if scale is not None:
+            total = torch.where(total.isfinite(), total / scale, 0.0)
+        self.norms[f"gradient_norm_{network}"] = total
         # A scaler tries out how much float16 can bear, and leaves out an update that was too much. Only where there is
         # nothing left to scale down is the gradient itself to blame.
-        if scaler is not None and scaler.get_scale() >= 1:
-            return
-        # A sum is not finite if and only if a number in it isn't, or the sum is out of range, which is as bad.
-        sums = {name: p.grad.sum() for name, p in self._parameters[network].items() if p.grad is not None}
-        _note(self._gradients, sums, update)
+        if scale is None or scale < 1:
+            _note(self._gradients, norms, update)
 
     def watch_metrics(self, values: dict[str, Tensor], update: int) -> None:
         """Look at the scalars of an update."""

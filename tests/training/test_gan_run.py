@@ -414,6 +414,9 @@ def test_scores_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert scores["num_reals"] == 1797
     assert "FD-digits" in capsys.readouterr().out
     assert load_model(tmp_path / "run" / "generator.safetensors").info["scores"]["fd-digits"]["fd"] > 0
+    # How D does on images that it has not seen is told at the end too.
+    last = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert set(last) == {"images", "discriminator_accuracy_training", "discriminator_accuracy_held_out"}
 
 
 SCORED = replace(
@@ -438,7 +441,8 @@ def score_lines(directory: Path) -> list[dict[str, float]]:
 def test_scores_along_a_training_keep_the_best_generator(scored: Path, whole: Path) -> None:
     lines = score_lines(scored)
     assert [line["images"] for line in lines] == [32, 64, 96]
-    assert set(lines[0]) == {"images", "fd", "precision", "recall"}
+    held_out = {"discriminator_accuracy_training", "discriminator_accuracy_held_out"}
+    assert set(lines[0]) == {"images", "fd", "precision", "recall", *held_out}
     best = min(lines, key=lambda line: line["fd"])
     generator = load_model(scored / "best.safetensors")
     assert generator.info["images_seen"] == best["images"]

@@ -90,6 +90,26 @@ def test_a_gradient_alone_and_a_metric_alone_are_named(watchdog: Watchdog) -> No
         watchdog.check()
 
 
+def test_norms_are_of_all_gradients_of_a_network_without_the_loss_scale(
+    watchdog: Watchdog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backward(watchdog, 0)
+    squares = [value**2 for p in watchdog.networks["net"].parameters() for value in p.grad.flatten().tolist()]  # type: ignore[union-attr]
+    assert watchdog.norms["gradient_norm_net"].item() == pytest.approx(sum(squares) ** 0.5)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    monkeypatch.setattr(watchdog.accelerator, "scaler", scaler)
+    scaler.scale(torch.ones(()))  # makes its scale
+    backward(watchdog, 1)
+    assert watchdog.norms["gradient_norm_net"].item() == pytest.approx(sum(squares) ** 0.5 / 1024)
+    backward(watchdog, 2, ("0.bias",), torch.inf)
+    assert watchdog.norms["gradient_norm_net"].item() == 0
+    # The norm of finite numbers can leave the range: so does Adam's square.
+    monkeypatch.setattr(watchdog.accelerator, "scaler", None)
+    backward(watchdog, 3, ("1.weight",), 1e30)
+    with pytest.raises(NotFinite, match=r"at update 4, .* net.1.weight"):
+        watchdog.check()
+
+
 def test_float16_may_overflow_while_there_is_a_scale_to_lower(
     watchdog: Watchdog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,9 +128,9 @@ def test_a_state_that_overflowed_is_not_saved(watchdog: Watchdog) -> None:
     backward(watchdog, 0)
     watchdog.optimizers["net"].step()
     watchdog.check_state({"ema": torch.ones(2), "counts": torch.ones(2, dtype=torch.int64)})
-    backward(watchdog, 1, ("1.weight",), 1e30)  # finite, but its square isn't
-    watchdog.optimizers["net"].step()
     watchdog.check()
+    parameter = dict(watchdog.networks["net"].named_parameters())["1.weight"]
+    watchdog.optimizers["net"].state[parameter]["exp_avg_sq"][0, 0] = torch.inf
     with pytest.raises(NotFinite, match=r"^exp_avg_sq of net.1.weight holds"):
         watchdog.check_state({"ema": torch.ones(2)})
     with pytest.raises(NotFinite, match=r"^ema holds"):
