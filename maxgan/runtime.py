@@ -52,6 +52,12 @@ def start(threads: int | None = None, precision: str = "no", cpu: bool = False, 
     return accelerator
 
 
+def fused_on(device: torch.device) -> bool | None:
+    """Return `fused` for an optimiser of torch whose weights are on a device: True where one kernel does the step of
+    all, in the same arithmetic, and None, which leaves the choice to torch, elsewhere."""
+    return True if device.type in ("cpu", "cuda") else None
+
+
 def _refuse_sharding() -> None:
     """Raise ValueError where weights would be divided among the processes, before anything is made of them.
 

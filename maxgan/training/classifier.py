@@ -21,6 +21,7 @@ from maxgan.data.loader import Batch
 from maxgan.data.transforms import to_float
 from maxgan.models import MaxViT
 from maxgan.models.convert import load_resized
+from maxgan.runtime import fused_on
 from maxgan.training.averaging import moving_average
 from maxgan.training.draws import seed_of
 from maxgan.training.image_augment import Mix, change_affine
@@ -75,7 +76,11 @@ class ClassifierTrainer:
         torch.manual_seed(training.seed + accelerator.process_index)
         if config.training.sync_batchnorm:
             network = sync_norms(network, accelerator)
-        optimizer = torch.optim.AdamW(parameter_groups(network, config.optim.weight_decay), config.optim.lr)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(network, config.optim.weight_decay),
+            config.optim.lr,
+            fused=fused_on(accelerator.device),
+        )
         schedule = make_schedule(optimizer, config.optim, training.images, training.batch_size)
         self.mix = Mix(config.mix, facts.num_classes) if config.mix.mixup or config.mix.cutmix else None
         self.ema: AveragedModel | None = None

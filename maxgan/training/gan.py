@@ -14,6 +14,7 @@ from maxgan.config import Gamma, GanConfig, ImageFacts, Scheduled
 from maxgan.data.loader import Batch
 from maxgan.data.transforms import to_float
 from maxgan.models.build import build_discriminator, build_generator
+from maxgan.runtime import fused_on
 from maxgan.training.ada import AdaptiveProbability
 from maxgan.training.augment import ALL_DRAWS, DRAWS, augment
 from maxgan.training.averaging import further_averages, moving_average
@@ -68,8 +69,9 @@ class GanTrainer:
             generator = sync_norms(generator, accelerator)
         # With the rates of the first update; every update sets them.
         (lr_g, betas_g), (lr_d, betas_d) = self._rates()
-        optimizer_g = torch.optim.Adam(generator.parameters(), lr_g, betas_g, config.optim.eps)
-        optimizer_d = torch.optim.Adam(discriminator.parameters(), lr_d, betas_d, config.optim.eps)
+        eps, fused = config.optim.eps, fused_on(accelerator.device)
+        optimizer_g = torch.optim.Adam(generator.parameters(), lr_g, betas_g, eps, fused=fused)
+        optimizer_d = torch.optim.Adam(discriminator.parameters(), lr_d, betas_d, eps, fused=fused)
         self.discriminator = discriminator
         networks = {"generator": generator, "discriminator": discriminator}
         optimizers = {"generator": optimizer_g, "discriminator": optimizer_d}
