@@ -37,6 +37,7 @@ from maxgan.config.tools import (
     ReportConfig,
 )
 from maxgan.config.training import (
+    CompileMode,
     EmaConfig,
     GanEmaConfig,
     GanWatchdogConfig,
@@ -57,6 +58,7 @@ __all__ = [
     "ClassSheetConfig",
     "ClassifierConfig",
     "ClassifierOptimConfig",
+    "CompileMode",
     "DataConfig",
     "DiscriminatorConfig",
     "EmaConfig",

@@ -7,6 +7,8 @@ from typing import Literal
 
 from maxgan.config.schedules import Schedule, Scheduled, values_of
 
+CompileMode = Literal["none", "inductor", "cudagraphs"]
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -125,6 +127,10 @@ class RunConfig:
     """Tracker beside metrics.jsonl; `auto` takes tensorboard where it is installed."""
     threads: int | None = None
     """CPU threads of each process; unset: the cores at hand, divided among the processes of this machine."""
+    compile: CompileMode = "none"
+    """`inductor` runs networks as compiled code (torch.compile), which takes a minute or more at the start, wherever no
+    second derivative is needed; `cudagraphs`, for CUDA, also replays recorded kernels, which helps small networks;
+    rounding differs from `none`."""
 
     def __post_init__(self) -> None:
         if self.log_every < 1 or self.checkpoint_every < 1 or self.keep < 1 or self.sample_every < 0:

@@ -23,6 +23,7 @@ from maxgan.models import MaxViT
 from maxgan.models.convert import load_resized
 from maxgan.runtime import fused_on
 from maxgan.training.averaging import moving_average
+from maxgan.training.compiling import Compiling
 from maxgan.training.draws import seed_of
 from maxgan.training.image_augment import Mix, change_affine
 from maxgan.training.sync_norm import sync_norms
@@ -87,6 +88,8 @@ class ClassifierTrainer:
         if config.ema.half_life:
             self.ema = moving_average(network, config.ema, training, lambda: self.images_seen)
         self.watchdog = Watchdog(accelerator, {"network": network}, {"network": optimizer}, training.batch_size)
+        self.compiling = Compiling(config.run.compile, accelerator.device, training.accumulation)
+        self.compiling.apply(network)
         self.network, self.optimizer, self.schedule = accelerator.prepare(network, optimizer, schedule)
         self.network.train()
 
@@ -116,6 +119,7 @@ class ClassifierTrainer:
         parts = self.config.training.accumulation
         micro = [next(batches) for _ in range(parts)]
         changes = self._affine_changes(len(micro[0][0]))
+        self.compiling.begin()
         total = {name: torch.zeros((), device=accelerator.device) for name in ("loss", "accuracy")}
         for i, ((images, labels), change) in enumerate(zip(micro, changes, strict=True)):
             x, target = self._to_input(images, labels, change)

@@ -18,6 +18,7 @@ from maxgan.runtime import fused_on
 from maxgan.training.ada import AdaptiveProbability
 from maxgan.training.augment import ALL_DRAWS, DRAWS, augment
 from maxgan.training.averaging import further_averages, moving_average
+from maxgan.training.compiling import Compiling
 from maxgan.training.draws import seed_of
 from maxgan.training.losses import automatic_gamma, directions_of, generator_loss
 from maxgan.training.objective import DiscriminatorObjective
@@ -73,6 +74,9 @@ class GanTrainer:
         optimizer_g = torch.optim.Adam(generator.parameters(), lr_g, betas_g, eps, fused=fused)
         optimizer_d = torch.optim.Adam(discriminator.parameters(), lr_d, betas_d, eps, fused=fused)
         self.discriminator = discriminator
+        self.compiling = Compiling(config.run.compile, accelerator.device, config.training.accumulation)
+        for network in (generator, discriminator):
+            self.compiling.apply(network)
         networks = {"generator": generator, "discriminator": discriminator}
         optimizers = {"generator": optimizer_g, "discriminator": optimizer_d}
         self.watchdog = Watchdog(accelerator, networks, optimizers, config.training.batch_size)
@@ -109,6 +113,7 @@ class GanTrainer:
         for optimizer, (lr, betas) in zip((self.optimizer_g, self.optimizer_d), self._rates(), strict=True):
             for group in optimizer.param_groups:
                 group["lr"], group["betas"] = lr, betas
+        self.compiling.begin()
         metrics = self.update_networks(
             [self._to_device(*next(batches)) for _ in range(self.config.training.accumulation)]
         )
@@ -162,7 +167,7 @@ class GanTrainer:
         """Yield images of G for the update of D alone, one batch for each of reals."""
         for (_, labels), z in zip(micro, self._draws(DISCRIMINATOR, self.latent_dim, torch.randn), strict=True):
             with torch.no_grad():  # not around the yield: the mode would leak into the caller
-                fake = self.generator(z, labels)
+                fake = self.compiling.keep(self.generator(z, labels))
             yield fake
 
     def _update_discriminator(self, micro: list[Images], fakes: Iterable[Tensor]) -> dict[str, Tensor]:
@@ -176,6 +181,8 @@ class GanTrainer:
             self._directions(FAKE_DIRECTIONS, gammas[1], micro),
             strict=True,
         )
+        # D sees several batches before its backward pass, and exact penalties derive it twice.
+        eager = self.compiling.graphs or (config.penalty == "gradient" and max(gammas) > 0)
         rows = zip(micro, fakes, draws, directions, self._augmentations(AUGMENT_D, parts), strict=True)
         for i, ((real, labels), fake, draw, pair, seen) in enumerate(rows):
             changed = [
@@ -185,9 +192,10 @@ class GanTrainer:
                 )
             ]
             with self._accumulating(self.objective, i + 1 < parts):
-                loss, values = self.objective(
-                    real, fake, labels, *gammas, self._loss_scale(), *changed, *pair, *seen, self.probability
-                )
+                with self.compiling.eager(eager):
+                    loss, values = self.objective(
+                        real, fake, labels, *gammas, self._loss_scale(), *changed, *pair, *seen, self.probability
+                    )
                 self.accelerator.backward(loss / parts)
             _add(metrics, values | {VARIETY: variety(real, fake)}, parts)
         self.watchdog.watch_gradients("discriminator", self.update)
@@ -206,15 +214,13 @@ class GanTrainer:
         rows = zip(micro, latents, self._augmentations(AUGMENT_G, parts), strict=True)
         for i, ((real, labels), z, (real_draws, fake_draws)) in enumerate(rows):
             with self._accumulating(self.generator, i + 1 < parts):
-                fake = self.generator(z, labels)
+                fake = self.compiling.keep(self.generator(z, labels))
                 with self.accelerator.autocast():  # what `prepare` wraps is the objective, not D
                     # No gradient of D is kept and the reals need none: their pass costs a forward alone.
                     real_logits = None
                     if name == "relativistic":
-                        real_logits = self.discriminator(self._augmented(real, real_draws), labels)
-                    loss = generator_loss(
-                        name, real_logits, self.discriminator(self._augmented(fake, fake_draws), labels)
-                    )
+                        real_logits = self._judge(real, real_draws, labels)
+                    loss = generator_loss(name, real_logits, self._judge(fake, fake_draws, labels))
                 self.accelerator.backward(loss / parts)
             fakes.append(fake.detach())
             _add(metrics, {"loss_generator": loss}, parts)
@@ -242,9 +248,12 @@ class GanTrainer:
         for draws in self._draws(phase, 2 * ALL_DRAWS, torch.rand):
             yield draws[:, :ALL_DRAWS], draws[:, ALL_DRAWS:]
 
-    def _augmented(self, images: Tensor, draws: Tensor | None) -> Tensor:
+    def _judge(self, images: Tensor, draws: Tensor | None, labels: Tensor | None) -> Tensor:
+        """Return the logits of augmented images for the update of G."""
         policy = self.config.augment.policy
-        return images if policy is None or draws is None else augment(images, draws, policy, self.probability)
+        if policy is not None and draws is not None:
+            images = augment(images, draws, policy, self.probability)
+        return self.compiling.keep(self.discriminator(images, labels))
 
     def _directions(self, phase: int, gamma: float, micro: list[Images]) -> Iterator[Tensor | None]:
         """Yield directions of the finite difference for every micro-batch of this update; None where it needs none."""

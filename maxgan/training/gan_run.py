@@ -194,7 +194,8 @@ class GanRun:
         """Return the scores, if they are asked for along the training, and how well D knows images it has not seen."""
         metrics = self.score_now() if self.scorer is not None and self.config.evaluation.every else {}
         if self.held_out is not None:
-            metrics |= self.held_out.accuracies(self.trainer.discriminator, self.generator())
+            with self.trainer.compiling.eager():  # its batches would be compiled for anew
+                metrics |= self.held_out.accuracies(self.trainer.discriminator, self.generator())
         return metrics
 
     def score_now(self) -> dict[str, float]:

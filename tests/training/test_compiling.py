@@ -1,0 +1,203 @@
+"""Compiled trainings learn what the others learn, compile no more than once for each use, and say where they can't."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from safetensors.torch import load_file
+
+from maxgan.checkpoint import load_model
+from maxgan.config import (
+    AugmentConfig,
+    DataConfig,
+    DiscriminatorConfig,
+    EvaluationConfig,
+    GanConfig,
+    GeneratorConfig,
+    LossConfig,
+    OptimConfig,
+    RunConfig,
+    TrainingConfig,
+)
+from maxgan.data.loader import ImageDataset, training_batches
+from maxgan.models import MaxViTGenerator
+from maxgan.training import compiling, gan_run
+from maxgan.training.compiling import Compiling
+from maxgan.training.gan import GanTrainer
+
+ROOT = Path(__file__).parents[2]
+TINY = GanConfig(
+    data=DataConfig(resolution=8),
+    generator=GeneratorConfig(latent_dim=8, width=8, head_dim=8, latent_tokens=4),
+    discriminator=DiscriminatorConfig(1 / 128, 8),
+    training=TrainingConfig(images=64, batch_size=8),
+)
+
+
+def trainer_of(config: GanConfig, compile: str = "none", accelerator: Accelerator | None = None) -> GanTrainer:
+    config = replace(config, run=replace(config.run, compile=compile))
+    return GanTrainer(config, ImageDataset(config.data).facts, accelerator or Accelerator(cpu=True))
+
+
+@pytest.fixture
+def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("maxgan.training.gan.to_float", lambda images: images.double() / 127.5 - 1)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Networks are traced as for compiling and run by torch itself, which takes seconds in place of minutes.
+
+    Gives a list of the operations in each graph.
+    """
+    graphs: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(len(graph.graph.nodes))
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    monkeypatch.setattr(compiling, "BACKEND", backend)
+    monkeypatch.setattr(compiling, "_try", lambda _: None)
+    yield graphs
+    torch.compiler.reset()
+
+
+def test_graphs_are_refused_where_they_cannot_be() -> None:
+    with pytest.raises(ValueError, match=r"run\.compile cudagraphs needs a CUDA device, and this is cpu: take induct"):
+        Compiling("cudagraphs", torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"run\.compile cudagraphs .* training\.accumulation 2 micro-batches: take"):
+        Compiling("cudagraphs", torch.device("cuda"), accumulation=2)
+    assert not Compiling("cudagraphs", torch.device("meta")).on
+
+
+@pytest.mark.slow
+def test_without_a_compiler_one_sentence_says_so(tmp_path: Path) -> None:
+    script = "import torch\nfrom maxgan.training.compiling import Compiling\nCompiling('inductor', torch.device('cpu'))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CXX": "/nowhere/g++"}
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "\nValueError: run.compile needs a C++ compiler such as g++, which fails here (" in result.stderr
+    assert "): mend that, or set run.compile none" in result.stderr
+
+
+LAZY = LossConfig("relativistic", r1_gamma=1.0, r2_gamma=0.5, bcr_real=1.0, penalty_interval=2)
+# G with gradients and without, D without any, for G alone, and, for itself, of reals with fakes and of changed reals;
+# or G with gradients, D the same and, for itself, of one batch at a time.
+VARIANTS = {
+    "lazy": (LAZY, "alternating", None, 1, 6),
+    "finite-difference": (replace(LAZY, penalty="finite_difference"), "simultaneous", "ada,cutout", 2, 5),
+}
+
+
+def train_both(config: GanConfig) -> None:
+    """Three updates of a compiled training and of one that isn't: the same weights; the last must compile nothing."""
+    trainers = trainer_of(config), trainer_of(config, "inductor")
+    for trainer in trainers:
+        batches = training_batches(ImageDataset(config.data), 8, 0, accumulation=config.training.accumulation)
+        for update in range(4):
+            stance = "fail_on_recompile" if update > 1 else "default"
+            with torch.compiler.set_stance(stance):  # type: ignore[arg-type]
+                metrics = trainer.step(batches)
+            assert ("r1" in metrics) == (update % 2 == 0)
+    one, two = ({**t.watchdog.networks["generator"].state_dict(), **t.discriminator.state_dict()} for t in trainers)
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-8, atol=1e-9, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.usefixtures("in_float64")
+def test_weights_are_those_of_plain_networks(variant: str, traced: list[int]) -> None:
+    loss, updates, policy, accumulation, graphs = VARIANTS[variant]
+    train_both(
+        replace(
+            TINY,
+            loss=loss,
+            augment=AugmentConfig(policy, 0.7),
+            optim=OptimConfig(updates=updates),  # type: ignore[arg-type]
+            training=replace(TINY.training, accumulation=accumulation),
+        )
+    )
+    # Whole networks, not parts of them.
+    assert len(traced) == graphs
+    assert min(traced) > 10
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_float64")
+def test_weights_are_those_of_plain_networks_by_the_compiler_itself() -> None:
+    train_both(replace(TINY, loss=LAZY))
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_float64", "traced")
+def test_ghost_batch_norm_keeps_its_statistics() -> None:
+    torch.manual_seed(0)
+    one = MaxViTGenerator(8, 1, 0, latent_dim=8, width=8, head_dim=8, latent_tokens=4, norm="batch", norm_group=4)
+    two = MaxViTGenerator(8, 1, 0, config=one.config)
+    two.load_state_dict(one.state_dict())
+    Compiling("inductor", torch.device("cpu")).apply(two)
+    for _ in range(2):
+        z, weights = torch.randn(8, 8), torch.randn(8, 1, 8, 8)
+        for network in (one, two):
+            network.zero_grad()
+            (network(z) * weights).sum().backward()
+    for (name, p), q in zip(one.named_parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad, rtol=1e-9, atol=1e-10, msg=name)
+    for (name, p), q in zip(one.named_buffers(), two.buffers(), strict=True):
+        torch.testing.assert_close(q, p, msg=name)
+
+
+def train(config: GanConfig) -> int:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    PartialState._reset_state()
+    return gan_run.train_gan(config)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("traced")
+def test_a_compiled_run_is_saved_resumed_and_exported_as_any_other(tmp_path: Path) -> None:
+    def config(folder: str, compile: str, **changes: Any) -> GanConfig:
+        run = RunConfig(
+            directory=str(tmp_path / folder), compile=compile, tracker="none", sample_every=0, log_every=16,
+            checkpoint_every=16, keep=9, threads=1,
+        )  # fmt: skip
+        training = TrainingConfig(images=32, batch_size=8, precision="bf16")
+        evaluation = EvaluationConfig(every=16, images=40, metrics=("frechet",), cache=str(tmp_path / "cache"))
+        return replace(TINY, training=training, run=run, evaluation=evaluation, **changes)
+
+    assert train(config("whole", "inductor")) == 0
+    checkpoints = tmp_path / "whole" / "checkpoints"
+    whole = load_file(checkpoints / "images-000000032" / "model.safetensors")
+    assert train(config("plain", "none")) == 0
+    plain = load_file(tmp_path / "plain" / "checkpoints" / "images-000000032" / "model.safetensors")
+    assert whole.keys() == plain.keys()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(whole[name], tensor, rtol=0, atol=0.02, msg=name)  # four steps of Adam in bf16
+    exported = load_model(tmp_path / "whole" / "generator.safetensors")
+    assert exported.state_dict().keys() == load_model(tmp_path / "plain" / "generator.safetensors").state_dict().keys()
+    # Stopped half-way, it goes on bit for bit.
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "images-000000032")
+    assert train(config("resumed", "inductor")) == 0
+    resumed = load_file(tmp_path / "resumed" / "checkpoints" / "images-000000032" / "model.safetensors")
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+    # How networks run doesn't name another run.
+    assert train(config("whole", "none")) == 0
