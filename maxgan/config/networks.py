@@ -38,7 +38,8 @@ class GeneratorConfig:
     order: str = "GA-BA-C"
     """Parts of a block in their order: C convolution (MBConv), BA block attention, GA grid attention."""
     orders: tuple[str, ...] | None = None
-    """Order of the blocks of each stage, in place of `order`; `C` alone leaves attention out at a resolution."""
+    """Order of the blocks of the last stages, those of the largest maps, in place of `order`; `C` alone leaves
+    attention out there, so [C] at the resolution of the images."""
     conditioning: Literal["cross_attention", "modulation"] = "cross_attention"
     """How every stage sees the latent: its pixels attend to the latent tokens, or their mean scales and shifts the
     channels."""

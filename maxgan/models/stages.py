@@ -66,15 +66,15 @@ def stage_depths(section: str, stages: int, depth: int, depths: tuple[int, ...] 
 
 
 def stage_orders(section: str, stages: int, order: str, orders: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Return the order of the blocks of every stage: `orders`, or `order` in all.
+    """Return the order of the blocks of every stage: `orders` in the last ones, `order` in those before.
 
     Raises:
-        ValueError: if `orders` has another length than there are stages.
+        ValueError: if `orders` has more entries than there are stages.
     """
-    if orders is None:
-        return (order,) * stages
-    _check_length(f"{section}.orders", orders, stages)
-    return orders
+    last = orders or ()
+    if len(last) > stages:
+        raise ValueError(f"{section}.orders {last} has {len(last)} entries, but there are {stages} stages")
+    return (order,) * (stages - len(last)) + last
 
 
 def stage_windows(
