@@ -6,8 +6,16 @@ import io
 import multiprocessing
 import os
 import pickle
+import select
+import shutil
+import socket
+import ssl
+import subprocess
 import tarfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -240,3 +248,48 @@ def test_a_part_of_any_size_is_not_read_at_once(url: str) -> None:
     file.stamp = 10**15, file.stamp[1]  # as a server may say
     with pytest.raises(ValueError, match=r"x.tar has a part of 1,000,000,000,000 bytes, more than the 536,870,912"):
         Window(file).read(10**12)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_over_tls_and_through_a_tunnel(web: Webserver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    )
+    subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    web.files["/x.tar"] = CONTENT
+    url = web.secured(context) + "/x.tar"
+    with pytest.raises(ValueError, match=r"can't be read \(.*CERTIFICATE_VERIFY_FAILED.*; 1 attempt\)"):
+        RemoteFile(url)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    file = RemoteFile(url)
+    assert file.read(1, 3) == CONTENT[1:4]
+    assert len({request.connection for request in web.requests}) == 1
+    http.close_idle()
+    told: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        threading.Thread(target=tunnel, args=(proxy, told), daemon=True).start()
+        monkeypatch.setenv("https_proxy", f"http://me:pass@127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.setenv("no_proxy", "")
+        assert file.read(5, 3) == CONTENT[5:8]
+        http.close_idle()
+    assert told[0].startswith(f"CONNECT {urlsplit(url).netloc} ".encode())
+    assert b"Proxy-Authorization: Basic bWU6cGFzcw==" in told[0]
+
+
+def tunnel(proxy: socket.socket, told: list[bytes]) -> None:
+    """Let one connection through to where it asks for."""
+    client, _ = proxy.accept()
+    told.append(client.recv(4096))
+    host, _, port = told[0].split()[1].decode().rpartition(":")
+    with client, socket.create_connection((host, int(port))) as server:
+        client.sendall(b"HTTP/1.1 200 ready\r\n\r\n")
+        sides = {client: server, server: client}
+        while True:
+            for side in select.select(list(sides), [], [])[0]:
+                if not (content := side.recv(1 << 16)):
+                    return
+                sides[side].sendall(content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import ssl
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -64,6 +65,11 @@ class Webserver:
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def secured(self, context: ssl.SSLContext) -> str:
+        """Speak TLS from now on; gives the address for that."""
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        return f"https://localhost:{self._server.server_port}"
 
     def close(self) -> None:
         self._server.shutdown()
