@@ -21,6 +21,10 @@ _REDIRECTS = 5
 _Key = tuple[str, str, int | None]
 
 
+class RedirectError(HTTPException):
+    """An address leads to where nobody should follow."""
+
+
 class _Idle:
     """Open connections of this process that wait for their next request; any thread takes one that no other has."""
 
@@ -75,7 +79,7 @@ def get(url: str, headers: dict[str, str]) -> Iterator[tuple[HTTPResponse, str]]
     """
     for _ in range(_REDIRECTS + 1):
         parts = urlsplit(url)
-        connection, response = _send(url, parts, headers)
+        connection, response = _send(parts, headers)
         whole = False
         try:
             location = response.headers.get("Location")
@@ -92,22 +96,22 @@ def get(url: str, headers: dict[str, str]) -> Iterator[tuple[HTTPResponse, str]]
         url = urljoin(url, location)
         target = urlsplit(url)
         if target.scheme not in SCHEMES or (parts.scheme, target.scheme) == ("https", "http"):
-            raise HTTPException(f"it leads to {target.scheme}://{target.netloc}, which is not followed")
+            raise RedirectError(f"it leads to {target.scheme}://{target.netloc}, which is not followed")
         if (target.scheme, target.netloc) != (parts.scheme, parts.netloc):
             headers = {name: value for name, value in headers.items() if name != "Authorization"}
-    raise HTTPException(f"it leads on more than {_REDIRECTS} times")
+    raise RedirectError(f"it leads on more than {_REDIRECTS} times")
 
 
 def _key(parts: SplitResult) -> _Key:
     return parts.scheme, parts.hostname or "", parts.port
 
 
-def _send(url: str, parts: SplitResult, headers: dict[str, str]) -> tuple[HTTPConnection, HTTPResponse]:
+def _send(parts: SplitResult, headers: dict[str, str]) -> tuple[HTTPConnection, HTTPResponse]:
     """Send a request, on a connection that waits if there is one."""
     proxy = _proxy(parts)
     # A proxy for plain HTTP is told the whole address.
-    path = urlsplit(url)._replace(fragment="") if proxy and parts.scheme == "http" else ("", "", *parts[2:4], "")
-    target = quote(urlunsplit(path), safe="%/:=&?~#+!$,;'@()*[]") or "/"
+    server = (parts.scheme, parts.netloc) if proxy and parts.scheme == "http" else ("", "")
+    target = quote(urlunsplit((*server, parts.path or "/", parts.query, "")), safe="%/:=&?~+!$,;'@()*[]")
     if (kept := _idle.take(_key(parts))) is not None:
         try:
             kept.request("GET", target, headers=headers)

@@ -94,7 +94,7 @@ class StreamedRows(Rows):
         return self._tables[table].value(self._column, number, row)
 
     def _content(self) -> Iterator[bytes]:
-        """What the servers call the states of the files, and which rows of them are images."""
+        """What the servers call the states of the files, and the column that is read of them."""
         return iter([f"{self._column} of {table.state}".encode() for table in self._tables])
 
 
@@ -116,13 +116,17 @@ class _Table:
         path = place(url, cache)
         self._folder = path.with_name(f"{path.stem}-{digest}")
         kept = load(self._file.path, self._file.stamp) or {}
-        self._numbers = kept.get("numbers", {})
         self.footer = _unpack(kept.get("footer"))
         if self.footer is None:
             with plain_problems(self._file.path, _DAMAGED):
                 self.footer = pq.read_metadata(Window(self._file))
+            keep(self._file.path, self._file.stamp, {"footer": _pack(self.footer)})
         groups = (self.footer.row_group(number) for number in range(self.footer.num_row_groups))
         self.rows = [group.num_rows for group in groups]
+        if sum(self.rows) > size:  # which would unpack to any amount of memory
+            raise StoreError(f"{self._file.path} says that {size:,} bytes hold {sum(self.rows):,} images: {_DAMAGED}")
+        numbers = kept.get("numbers")
+        self._numbers = numbers if isinstance(numbers, dict) else {}
 
     def _leaf(self, column: str) -> int:
         """The number of the column that holds the files of the images: it is one itself, or has a field `bytes`."""
@@ -140,12 +144,16 @@ class _Table:
 
     def numbers(self, column: str) -> np.ndarray:
         """A column of whole numbers, -1 where there are none; it and the footer are kept for the next start."""
-        if column not in self._numbers or len(self._numbers[column]) != sum(self.rows):
-            with plain_problems(self._file.path, _DAMAGED):
-                table = self._open().read(columns=[column], use_threads=False)
-                self._numbers = {column: table[column].fill_null(-1).to_pylist()}
-            keep(self._file.path, self._file.stamp, {"footer": _pack(self.footer), "numbers": self._numbers})
-        return np.array(self._numbers[column], dtype=np.int64)
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
+            known = np.array(self._numbers[column], dtype=np.int64)
+            if known.shape == (sum(self.rows),):
+                return known
+        with plain_problems(self._file.path, _DAMAGED):
+            table = self._open().read(columns=[column], use_threads=False)
+            numbers = table[column].fill_null(-1).to_pylist()
+        kept = {"footer": _pack(self.footer), "numbers": {column: numbers}}
+        keep(self._file.path, self._file.stamp, kept)
+        return np.array(numbers, dtype=np.int64)
 
     def value(self, column: str, group: int, row: int) -> bytes | None:
         """What a row holds, None if it holds nothing; its group is fetched if it isn't there."""

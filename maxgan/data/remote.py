@@ -8,17 +8,17 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse, InvalidURL
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from huggingface_hub import constants, get_token
 
 from maxgan.data.files import MAX_FILE_BYTES, StoreError
-from maxgan.data.http import SCHEMES, get
+from maxgan.data.http import SCHEMES, RedirectError, get
 
 AT_ONCE = 16
-"""Requests that one thread each has under way where many are to be made."""
+"""Threads that wait for answers, where many requests are to be made."""
 PIECE_BYTES = 1 << 23
 """What is read at once of a file that is read whole."""
 WAITS = (0.5, 1, 2, 4, 8, 16, 32)
@@ -144,8 +144,8 @@ class RemoteFile:
         """Ask where the address led last time: a signed place serves for a while, and spares a request each time."""
         place = self._place
         with get(place, {**_HEADERS, **_login(place), **headers}) as (answer, found):
-            if place != self._url and answer.status >= 400:
-                raise _PassingError(f"status {answer.status} {answer.reason}")
+            if place != self._url and answer.status in (400, *_REFUSED, *_ABSENT):
+                raise _PassingError(f"status {answer.status}")
             if answer.status < 300:
                 self._place = found
             yield answer
@@ -156,7 +156,7 @@ class RemoteFile:
         for attempt in range(waits + 1):
             try:
                 return work()
-            except ssl.SSLCertVerificationError as error:
+            except (ssl.SSLCertVerificationError, RedirectError, InvalidURL) as error:
                 raise self._unreachable(error, attempt + 1) from error
             except (_PassingError, OSError, HTTPException) as error:
                 self._place = self._url
@@ -172,16 +172,14 @@ class RemoteFile:
             return
         if status in _PASSING:
             after = answer.headers.get("Retry-After", "")
-            raise _PassingError(
-                f"status {status} {answer.reason}", int(after) if re.fullmatch(r"\d{1,6}", after) else 0
-            )
+            raise _PassingError(f"status {status}", int(after) if re.fullmatch(r"\d{1,6}", after) else 0)
         if status in _ABSENT:
             raise AbsentError(f"{self.path} is missing (status {status}): correct data.source, or put it there")
         if status in _REFUSED:
             raise AbsentError(
                 f"{self.path} is refused (status {status}): ask for the right to read it, or correct data.source"
             )
-        raise StoreError(f"{self.path} can't be read (status {status} {answer.reason}): see what its server says")
+        raise StoreError(f"{self.path} can't be read (status {status}): see what its server says")
 
     def _exactly(self, answer: HTTPResponse, size: int) -> bytes:
         content = answer.read(size)

@@ -255,7 +255,7 @@ def _open_streamed(
     if kinds == {".parquet"}:
         return StreamedRows(name, urls, labels, cache, features)
     raise ValueError(
-        f"data.source {name} can't be read where it is, as .tar and .parquet files can: leave out streaming"
+        f"data.source {name} can't be read where it is, as .tar and .parquet can: leave out data.streaming"
     )
 
 

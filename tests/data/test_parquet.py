@@ -44,10 +44,10 @@ def png(pixels: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def table(**columns: Any) -> bytes:
+def table(group: int = GROUP, **columns: Any) -> bytes:
     """A parquet file with groups of three rows, compressed as most are."""
     stream = io.BytesIO()
-    writer.write_table(pyarrow.table(columns), stream, row_group_size=GROUP, compression="snappy")
+    writer.write_table(pyarrow.table(columns), stream, row_group_size=group, compression="snappy")
     return stream.getvalue()
 
 
@@ -209,6 +209,7 @@ def test_rows_that_can_not_be_used(
         (table(x=[1]), "has no single column of images among x"),
         (table(image=[3]), "column image holds .*, and not the bytes of image files"),
         (table(image=pyarrow.array([], pyarrow.binary())), "has no rows"),
+        (table(group=5000, image=[b""] * 5000), r"says that [\d,]+ bytes hold 5,000 images: copy or make it anew"),
         (b"<html>Please log in", r"can't be opened \(.*\): copy or make it anew"),
         (b"", r"can't be opened \(.*\): copy or make it anew"),
         (as_bytes(slice(0, 9))[:-300], r"can't be opened \(.*\): copy or make it anew"),
