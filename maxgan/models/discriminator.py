@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -37,8 +38,14 @@ class Discriminator(Network):
         self.class_embedding = nn.Embedding(self.num_classes, features) if self.num_classes else None
 
     def judge(self, features: Tensor, labels: Tensor | None) -> Tensor:
-        """Return logits `(N,)` for features `(N, dim)`."""
-        logit = self.logit(features).squeeze(1)
+        """Return logits `(N,)` for features `(N, dim)`, in float32 at least.
+
+        Half precision would round a logit to three digits, and D and the penalties work on differences of logits.
+        """
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        device = features.device.type
+        with torch.autocast(device, enabled=False) if device != "meta" else nullcontext():
+            logit = self.logit(features).squeeze(1)
         if self.class_embedding is not None:
             logit = logit + (self.class_embedding(labels) * features).sum(1) / math.sqrt(features.shape[1])
         return logit

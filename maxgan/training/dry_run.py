@@ -50,6 +50,8 @@ class HalfPrecision(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         dtype = self.dtype if func in self.HALF else torch.float32 if func in self.FLOAT else None
+        if func is F.linear and len(args[1]) == 1:  # D's last layer stays out of autocast
+            dtype = None
         if dtype is not None:
             args = [a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
         return func(*args, **(kwargs or {}))
