@@ -19,13 +19,19 @@ def test_a_gan_step_is_measured_against_its_floor(tmp_path: Path) -> None:
     command = [
         sys.executable, str(ROOT / "benchmarks" / "gan_step.py"), "--narrow=8", "--resolutions=32", "--batch=8",
         "--rounds=2", "--seconds=0.01", "--threads=1", f"--output={output}",
+        "--precision", "fp32", "bf16", "--ways", "fused", "plain",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     report = json.loads(output.read_text())
     rows = report["rows"]
-    assert [row["recipe"] for row in rows] == ["imagenet128_paper", "imagenet128_hit"]
+    assert [(row["precision"], row["recipe"], row["way"]) for row in rows] == [
+        (precision, recipe, way)
+        for precision in ("fp32", "bf16")
+        for recipe in ("imagenet128_paper", "imagenet128_hit")
+        for way in ("fused", "plain")
+    ]
     assert rows[0]["ratio"] == 1
     for row in rows:
         assert row["recipe"] in result.stdout

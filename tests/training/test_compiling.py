@@ -201,3 +201,72 @@ def test_a_compiled_run_is_saved_resumed_and_exported_as_any_other(tmp_path: Pat
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
     # How networks run doesn't name another run.
     assert train(config("whole", "none")) == 0
+
+
+PROCESSES = """
+import sys
+from dataclasses import replace
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from maxgan.data.loader import ImageDataset, training_batches
+from maxgan.training import compiling, gan
+
+sys.path.insert(0, sys.argv[1])
+from test_compiling import LAZY, TINY, trainer_of
+
+torch.set_default_dtype(torch.float64)
+gan.to_float = lambda images: images.double() / 127.5 - 1
+compiling.BACKEND, compiling._try = "aot_eager", lambda _: None
+accelerator = Accelerator(cpu=True)
+many = accelerator.num_processes > 1
+config = replace(TINY, loss=LAZY, training=replace(TINY.training, accumulation=2))
+trainer = trainer_of(config, "inductor" if many else "none", accelerator)
+rank, processes = accelerator.process_index, accelerator.num_processes
+batches = training_batches(ImageDataset(config.data), 8, 0, 0, rank, processes, 0, 2)
+for update in range(4):
+    with torch.compiler.set_stance("fail_on_recompile" if update > 1 else "default"):
+        trainer.step(batches)
+assert type(trainer.generator).__name__ == ("DistributedDataParallel" if many else "MaxViTGenerator")
+if accelerator.is_main_process:
+    networks = trainer.watchdog.networks
+    tensors = {f"{name}.{k}": v for name in networks for k, v in networks[name].state_dict().items()}
+    save_file({k: v.contiguous() for k, v in tensors.items()}, f"w-{accelerator.num_processes}.safetensors")
+del trainer
+accelerator.free_memory()
+accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_with_compiled_networks_learn_what_one_learns_without(tmp_path: Path) -> None:
+    (script := tmp_path / "train.py").write_text(PROCESSES)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for launcher in ([], ["-m", "torch.distributed.run", "--nproc_per_node=2", "--"]):
+        command = [sys.executable, *launcher, str(script), str(Path(__file__).parent)]
+        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+        assert result.returncode == 0, result.stderr
+    one, two = (load_file(tmp_path / f"w-{count}.safetensors") for count in (1, 2))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-8, atol=1e-9, msg=name)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("mode", ["inductor", "cudagraphs"])
+def test_gradients_on_a_gpu_are_those_of_plain_networks(mode: str, precision: str) -> None:
+    """Norms of the gradients over updates, since Adam makes steps out of rounding; the last update compiles nothing."""
+    norms = []
+    for compile in ("none", mode):
+        training = replace(TINY.training, precision=precision)  # type: ignore[arg-type]
+        config = replace(TINY, loss=LAZY, training=training)
+        trainer = trainer_of(config, compile, Accelerator(mixed_precision=precision))
+        batches = training_batches(ImageDataset(config.data), 8, 0)
+        metrics = []
+        for update in range(5):
+            with torch.compiler.set_stance("fail_on_recompile" if update > 3 else "default"):
+                metrics.append(trainer.step(batches))
+        norms.append([metrics[i][f"gradient_norm_{name}"] for i in range(5) for name in ("generator", "discriminator")])
+        AcceleratorState._reset_state(reset_partial_state=True)
+    torch.testing.assert_close(norms[1], norms[0], rtol=0.05 if precision == "bf16" else 1e-3, atol=0)
