@@ -17,6 +17,7 @@ from maxgan.evaluation import scores
 from maxgan.evaluation.features import FeatureSet
 from maxgan.evaluation.neighbours import neighbour_scores
 from maxgan.evaluation.protocols import Protocol
+from maxgan.evaluation.statistics import exact_device
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def compare(
         if fake.inception_score is None:
             raise ValueError(f"{fake.source} was extracted without logits' statistics: leave inception_score out")
         metrics["inception_score_mean"], metrics["inception_score_std"] = fake.inception_score
-    metrics |= _between_images(real, fake, protocol, torch.device(device))
+    metrics |= _between_images(real, fake, protocol, exact_device(device))
     class_fd: dict[int, float] = {}
     if "class_frechet" in protocol.metrics and real.labels is not None and fake.labels is not None:
         features = _features(real, protocol), _features(fake, protocol)
@@ -198,8 +199,6 @@ def _between_images(real: FeatureSet, fake: FeatureSet, protocol: Protocol, devi
     wanted = {"kernel", "precision_recall", "density_coverage"} & set(protocol.metrics)
     if not wanted:
         return {}
-    # Apple's GPUs have no float64.
-    device = torch.device("cpu") if device.type == "mps" else device
     reals, fakes = (_features(part, protocol).to(device) for part in (real, fake))
     metrics: dict[str, float] = {}
     if "kernel" in wanted:

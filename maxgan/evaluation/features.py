@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from maxgan.evaluation.extractors import Extractor
-from maxgan.evaluation.statistics import GaussianStatistics, InceptionStatistics, inception_splits
+from maxgan.evaluation.statistics import GaussianStatistics, InceptionStatistics, exact_device, inception_splits
 
 Progress = Callable[[int], object]
 
@@ -90,7 +90,7 @@ class Share:
         return len(self.indices)
 
     def gather(self, accelerator: Any) -> FeatureSet:
-        """Return the whole set on every process: features in the same order, sums equal but for their last bits.
+        """Return the whole set on every process, the same bit for bit as from one; the Inception Score to 1e-14.
 
         Shares may be uneven or empty. Every process must call this.
 
@@ -117,21 +117,22 @@ class Share:
             # float64 stays where it was summed: with one process there is nothing to send, and not every device has it.
             if len(counts) == 1:
                 return [share]
-            return list(accelerator.gather(share.to(device)).split(len(share)))
+            lengths = accelerator.gather(torch.tensor([len(share)], device=device)).tolist()
+            if not any(lengths):
+                return [share for _ in lengths]
+            # Collectives want equal shapes, so shares are padded to the longest and cut again.
+            padded = share.new_zeros(max(lengths), *share.shape[1:])
+            padded[: len(share)] = share
+            parts = accelerator.gather(padded.to(device)).split(max(lengths))
+            return [part[:length] for part, length in zip(parts, lengths, strict=True)]
 
         def whole(share: Tensor | None, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.int64) -> Tensor:
             share = torch.zeros(len(self), *shape, dtype=dtype) if share is None else share
-            # Collectives want equal shapes, so shares are padded to the largest and cut again.
-            padded = share.new_zeros(max(counts), *share.shape[1:])
-            padded[: len(share)] = share
-            parts = [part[:count].cpu() for part, count in zip(gathered(padded), counts, strict=True)]
-            return torch.cat(parts)
+            return torch.cat([part.cpu() for part in gathered(share)])
 
         def merged(share: GaussianStatistics | None, dim: int) -> GaussianStatistics:
-            statistics = GaussianStatistics(dim)
-            for sums in gathered((statistics if share is None else share).sums()):
-                statistics.merge(GaussianStatistics.from_sums(sums.cpu(), dim))
-            return statistics
+            own = GaussianStatistics(dim, exact_device(device)) if share is None else share
+            return own if len(counts) == 1 else own.gathered(gathered)
 
         indices = whole(self.indices)
         order = indices.argsort(stable=True)
@@ -156,10 +157,10 @@ class Share:
             extractor=self.extractor,
             digest=self.digest,
             count=statistics.count,
-            mean=statistics.mean,
-            covariance=statistics.covariance,
+            mean=statistics.mean.cpu(),
+            covariance=statistics.covariance.cpu(),
             features=features,
-            spatial=None if spatial is None else (spatial.mean, spatial.covariance),
+            spatial=None if spatial is None else (spatial.mean.cpu(), spatial.covariance.cpu()),
             predictions=whole(self.predictions)[order] if has_predictions else None,
             labels=whole(self.labels)[order] if has_labels else None,
             inception_score=score,
@@ -194,8 +195,7 @@ class Collector:
         progress: Progress | None = None,
     ) -> None:
         self.extractor = extractor.to(device)
-        # Apple's GPUs have no float64.
-        self.exact = torch.device("cpu") if torch.device(device).type == "mps" else torch.device(device)
+        self.exact = exact_device(device)
         self.source = source
         self.indices = indices
         self.kept = Kept() if kept is None else kept
@@ -236,7 +236,7 @@ class Collector:
         features = result.features.float()
         if self._statistics is None:
             self._statistics = GaussianStatistics(features.shape[1], self.exact)
-        self._statistics.update(features)
+        self._statistics.update(features, places)
         if self.kept.spatial:
             if result.spatial is None:
                 raise ValueError(
@@ -245,7 +245,7 @@ class Collector:
                 )
             if self._spatial is None:
                 self._spatial = GaussianStatistics(result.spatial.shape[1], self.exact)
-            self._spatial.update(result.spatial)
+            self._spatial.update(result.spatial, places)
         if self.kept.features:
             self._features.append(features.cpu())
         if result.logits is not None:

@@ -16,19 +16,40 @@ def features(count: int = 257, dim: int = 7, offset: float = 3.0) -> np.ndarray:
     return offset + rng.normal(size=(count, dim)) @ rng.normal(size=(dim, dim))
 
 
-@pytest.mark.parametrize("cuts", [[], [1], [100], [3, 3, 4, 200], list(range(1, 257))])
-def test_any_split_and_order_gives_numpys_mean_and_covariance(cuts: list[int]) -> None:
-    x = features()
-    parts = np.split(x, cuts)
-    for order in (parts, parts[::-1]):
-        streamed, merged = GaussianStatistics(7), GaussianStatistics(7)
-        for part in order:
-            streamed.update(torch.from_numpy(part))
-            merged.merge(GaussianStatistics.of(part))
-        for found in (streamed, merged):
-            assert found.count == len(x)
-            np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-13)
-            np.testing.assert_allclose(found.covariance, np.cov(x, rowvar=False), rtol=1e-12, atol=1e-12)
+def fifteen_digits(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance by the formula in numpy's long double."""
+    exact = x.astype(np.longdouble)
+    centred = exact - exact.mean(0)
+    return exact.mean(0).astype(float), (centred.T @ centred / (len(x) - 1)).astype(float)
+
+
+@pytest.fixture(params=[(256, 128), (10, 3)])
+def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of a chunk, and rows of a block of the scatter."""
+    for name, size in zip(("CHUNK_IMAGES", "BLOCK_ROWS"), request.param, strict=True):
+        monkeypatch.setattr(statistics, name, size)
+
+
+@pytest.mark.usefixtures("sizes")
+@pytest.mark.parametrize("cuts", [[], [1], [100], [3, 3, 4, 200], [256], list(range(1, 300))])
+def test_any_split_and_order_gives_the_same_bits_and_fifteen_digits(cuts: list[int]) -> None:
+    x = features(300)
+    whole = GaussianStatistics.of(x)
+    mean, covariance = fifteen_digits(x)
+    np.testing.assert_allclose(whole.mean, mean, rtol=1e-15)
+    np.testing.assert_allclose(whole.covariance, covariance, rtol=1e-14, atol=1e-15)
+    rng = np.random.default_rng(1)
+    for order in (np.arange(300), np.arange(300)[::-1].copy(), rng.permutation(300)):
+        streamed = GaussianStatistics(7)
+        for part in np.split(order, cuts):
+            streamed.update(torch.from_numpy(x[part]), torch.from_numpy(part))
+        assert streamed.count == 300
+        assert torch.equal(streamed.mean, whole.mean)
+        assert torch.equal(streamed.covariance, whole.covariance)
+    following = GaussianStatistics(7)
+    for rows in np.split(x, cuts):
+        following.update(rows)
+    assert torch.equal(following.covariance, whole.covariance)
 
 
 def test_features_far_from_zero_lose_no_digits() -> None:
@@ -41,24 +62,56 @@ def test_features_far_from_zero_lose_no_digits() -> None:
     np.testing.assert_allclose(streamed.covariance, np.cov(x, rowvar=False), rtol=1e-6, atol=1e-6)
 
 
-def test_float32_features_are_summed_in_float64_whatever_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("sizes")
+def test_a_part_of_the_images_in_any_order_gives_the_same_bits() -> None:
+    x, places = features(300), np.arange(0, 300, 2)
+    whole = GaussianStatistics(7)
+    whole.update(x[places], torch.from_numpy(places))
+    mean, covariance = fifteen_digits(x[places])
+    np.testing.assert_allclose(whole.mean, mean, rtol=1e-15)
+    np.testing.assert_allclose(whole.covariance, covariance, rtol=1e-14, atol=1e-15)
+    streamed = GaussianStatistics(7)
+    for place in places[::-1].copy():
+        streamed.update(x[[place]], torch.tensor([place]))
+    assert torch.equal(streamed.covariance, whole.covariance)
+
+
+@pytest.mark.usefixtures("sizes")
+def test_float32_features_are_summed_in_float64() -> None:
     x = features().astype(np.float32)
-    monkeypatch.setattr(statistics, "BLOCK_ROWS", 10)
     found = GaussianStatistics.of(x)
+    mean, covariance = fifteen_digits(x)
     assert found.mean.dtype == found.covariance.dtype == torch.float64
-    np.testing.assert_allclose(found.mean, x.astype(np.float64).mean(0), rtol=1e-13)
-    np.testing.assert_allclose(found.covariance, np.cov(x.astype(np.float64), rowvar=False), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-15)
+    np.testing.assert_allclose(found.covariance, covariance, rtol=1e-14, atol=1e-15)
 
 
-def test_merge_leaves_the_other_alone_and_results_are_copies() -> None:
-    one, two = GaussianStatistics.of(features()), GaussianStatistics.of(features() + 1)
-    before = two.covariance
-    one.merge(two)
-    one.mean.zero_()
-    one.covariance.zero_()
-    assert torch.equal(two.covariance, before)
-    assert one.mean.abs().min() > 0
-    assert one.covariance.diagonal().min() > 0
+@pytest.mark.usefixtures("sizes")
+def test_results_are_copies_and_more_may_come_after_them() -> None:
+    found = GaussianStatistics.of(features())
+    found.mean.zero_()
+    found.covariance.zero_()
+    found.update(features() + 1)
+    whole = GaussianStatistics.of(np.concatenate([features(), features() + 1]))
+    assert torch.equal(found.mean, whole.mean)
+    assert torch.equal(found.covariance, whole.covariance)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("dim", [7, 300, 640])
+def test_the_number_of_threads_changes_no_bit(dim: int, threads: int) -> None:
+    x = np.exp(np.random.default_rng(0).normal(size=(600, dim))).astype(np.float32)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            found.append(GaussianStatistics.of(x))
+            means, covariances = zip(*((each.mean, each.covariance) for each in found), strict=True)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*means)
+    assert torch.equal(*covariances)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -83,22 +136,10 @@ def test_mistakes_are_named() -> None:
         _ = found.covariance
     with pytest.raises(ValueError, match="7 features can't take 8"):
         found.update(torch.zeros(2, 8))
-    with pytest.raises(ValueError, match="7 features can't take 8"):
-        found.merge(GaussianStatistics(8))
     with pytest.raises(ValueError, match=r"shape \(N, D\)"):
         found.update(torch.zeros(7))
     with pytest.raises(ValueError, match="at least 1 feature"):
         GaussianStatistics(0)
-
-
-def test_sums_hold_all_that_statistics_are() -> None:
-    one = GaussianStatistics.of(features())
-    two = GaussianStatistics.from_sums(one.sums(), 7)
-    assert (two.count, two.dim) == (257, 7)
-    assert torch.equal(one.mean, two.mean)
-    assert torch.equal(one.covariance, two.covariance)
-    two.update(features())
-    assert torch.equal(one.covariance, GaussianStatistics.of(features()).covariance)
 
 
 # Inception Score
