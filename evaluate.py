@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from maxgan.checkpoint import together
 from maxgan.cli import parse, plain_errors
@@ -40,15 +39,10 @@ def evaluate(config: EvaluateConfig, accelerator: Accelerator) -> Scores:
     else:
         # What other images are compared by is their user's choice: FD-digits of photographs would mean nothing.
         source = "digits" if config.protocol is None and config.reference in (None, *DIGITS) else ""
-    with tqdm(unit=" images", leave=False, disable=not accelerator.is_main_process) as bar:
-        scorer = make_scorer(
-            config,
-            source,
-            accelerator,
-            fakes if generator is None else generator,
-            progress=bar.update,
-            batch_size=config.batch_size,
-        )
+    scorer = make_scorer(
+        config, source, accelerator, fakes if generator is None else generator, batch_size=config.batch_size
+    )
+    with scorer.showing():
         if config.save_reference is not None:
             with together():
                 if accelerator.is_main_process:

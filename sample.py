@@ -61,7 +61,10 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> None:
         classes,
         truncation=config.truncation,
     )
-    collector = scorer.collector(str(model), config.n) if scorer is not None else None
+    collector: Collector | None = None
+    if scorer is not None:
+        with scorer.showing("reference"):
+            collector = scorer.collector(str(model), config.n)
     in_grid = seeds[: config.grid_columns**2] if config.grid is not None else seeds[:0]
     first: list[Tensor] = []
     write_images(watch(batches, config.n, accelerator, in_grid, first, collector), output, config.overwrite)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from maxgan.checkpoint import together
 from maxgan.config import DataConfig, ImageFacts, ScoreConfig
@@ -17,7 +19,7 @@ from maxgan.data.loader import ImageDataset, evaluation_batches
 from maxgan.evaluation.catalogue import packaged_extractors
 from maxgan.evaluation.comparison import Scores, compare
 from maxgan.evaluation.extractors import Extractor
-from maxgan.evaluation.features import Collector, FeatureSet, Kept, Progress
+from maxgan.evaluation.features import Collector, FeatureSet, Kept
 from maxgan.evaluation.protocols import PROTOCOLS, Protocol, choose_protocol, customised, with_images
 from maxgan.evaluation.published import weights_digest
 from maxgan.evaluation.reference import (
@@ -50,7 +52,6 @@ class Scorer:
         labels: classes of a generator's samples: as often as the `reference` shows them, or `uniform`.
         cache: folder of kept statistics; None keeps none.
         refresh: compute the reference's statistics anew.
-        progress: called with the number of images of every batch, samples and reference together.
         batch_size: of one process.
     """
 
@@ -64,7 +65,6 @@ class Scorer:
         labels: str = "reference",
         cache: Path | None = None,
         refresh: bool = False,
-        progress: Progress | None = None,
         batch_size: int = BATCH_SIZE,
     ) -> None:
         self.protocol = protocol
@@ -74,8 +74,8 @@ class Scorer:
         self.labels = labels
         self.cache = cache
         self.refresh = refresh
-        self.progress = progress
         self.batch_size = batch_size
+        self._bar: tqdm | None = None
         # Whatever is wrong with the reference is said before anything is drawn or extracted.
         self.dataset: ImageDataset | None = None
         self._real: FeatureSet | None = None
@@ -91,6 +91,26 @@ class Scorer:
             assert self.dataset is not None
             self._real = self._kept_reference(self.dataset)
         return self._real
+
+    @contextmanager
+    def showing(self, name: str | None = None) -> Iterator[None]:
+        """Show the images that are extracted within, fakes and reference together, and the time left, on one bar."""
+        with tqdm(desc=name, unit=" images", leave=False, disable=not self.accelerator.is_main_process) as self._bar:
+            try:
+                yield
+            finally:
+                self._bar = None
+
+    def _expect(self, images: int) -> None:
+        """Let the bar count up to so many more."""
+        if self._bar is not None:
+            self._bar.total = (self._bar.total or 0) + images
+            self._bar.refresh()
+
+    def _advance(self, images: int) -> None:
+        """Move the bar by a batch of this process; the main one's progress stands for that of all."""
+        if self._bar is not None:
+            self._bar.update(images * self.accelerator.num_processes)
 
     def count(self, wanted: int | None = None) -> int:
         """Return the number of samples: as wanted, or the protocol's, or the reference's up to 50,000."""
@@ -143,6 +163,7 @@ class Scorer:
             truncation=truncation,
             quantise=self.protocol.quantisation == "uint8",
         )
+        self._expect(count)
         collector = self.collector(name, count)
         for batch in batches:
             collector.add(batch.images, batch.labels)
@@ -156,6 +177,7 @@ class Scorer:
         """Score the images of a data source, cut to the same resolution as the reference, but not cropped."""
         fakes = dataclasses.replace(self.reference, source=source, crop_fraction=1.0, crop="center")
         dataset = open_images(fakes, "fakes")
+        self._expect(len(dataset))
         self._prepare()
         fake = self._extract(dataset, self.protocol.kept_of_fakes)
         return self._compare(dataclasses.replace(fake, content=self._content(dataset)), None)
@@ -170,7 +192,7 @@ class Scorer:
             indices=share_of(count, self.accelerator),
             total=count,
             kept=self.protocol.kept_of_fakes,
-            progress=self.progress,
+            progress=self._advance,
         )
 
     def score(
@@ -209,6 +231,7 @@ class Scorer:
         """Return the reference's features, from what was kept of the very same images, protocol and code if it can."""
         content, kept = self._content(dataset), self.protocol.kept_of_reals
         if self.cache is None:
+            self._expect(len(dataset))
             return dataclasses.replace(self._extract(dataset, kept), content=content)
         key = reference_key(content, self.extractor, kept, self.accelerator.device.type)
         path = self.cache / f"{key}.npz"
@@ -218,6 +241,7 @@ class Scorer:
                 return dataclasses.replace(load_reference(path, self.extractor), source=dataset.config.source)
             except ValueError as error:
                 raise ValueError(f"{error}; or set refresh") from error
+        self._expect(len(dataset))
         features = dataclasses.replace(self._extract(dataset, kept), content=content)
         with together():
             if self.accelerator.is_main_process:
@@ -234,7 +258,7 @@ class Scorer:
             total=len(dataset),
             kept=kept,
             where=dataset.source.where,
-            progress=self.progress,
+            progress=self._advance,
         )
         with together():
             part = collector.run(_labelled(dataset, self.batch_size, share))
@@ -262,7 +286,6 @@ def make_scorer(
     fakes: Generator | ImageFacts | str,
     *,
     data: DataConfig | None = None,
-    progress: Progress | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Scorer:
     """Return what scores by `settings`.
@@ -273,7 +296,6 @@ def make_scorer(
         accelerator: of this process.
         fakes: what is going to be scored, a generator, or its facts, or a data source: the reference is cut alike.
         data: further settings of the reference, such as a number of workers.
-        progress: see `Scorer`.
         batch_size: see `Scorer`.
 
     Raises:
@@ -312,7 +334,6 @@ def make_scorer(
         labels=settings.labels,
         cache=cache_folder(settings.cache),
         refresh=settings.refresh,
-        progress=progress,
         batch_size=batch_size,
     )
 

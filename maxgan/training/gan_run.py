@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from tqdm import tqdm
 
 import maxgan
 from maxgan.checkpoint import atomic_path, export_model, together
@@ -201,8 +200,7 @@ class GanRun:
     def score_now(self) -> dict[str, float]:
         """Score the averaged generator as it is, keep the scores with their protocol, and return them."""
         assert self.scorer is not None
-        with tqdm(unit="img", desc="scores", leave=False, disable=not self.accelerator.is_main_process) as bar:
-            self.scorer.progress = bar.update
+        with self.scorer.showing("scores"):
             images = self.config.evaluation.images
             scores = self.scorer.score_generator(self.generator(), self.directory.name, images)
         path = self.directory / HISTORY / f"{self.trainer.images_seen:09d}.json"

@@ -19,7 +19,6 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from tqdm import tqdm
 
 from maxgan.checkpoint import atomic_path, export_model, together
 from maxgan.cli import fail, parse, plain_errors
@@ -151,8 +150,7 @@ class Search:
         if self._scorer is None:
             source = str(getattr(generator, "info", {}).get("source", ""))
             self._scorer = make_scorer(config, source, self.accelerator, generator, batch_size=config.batch_size)
-        with tqdm(unit=" images", desc=name, leave=False, disable=not self.accelerator.is_main_process) as bar:
-            self._scorer.progress = bar.update
+        with self._scorer.showing(name):
             self.scores[name] = self._scorer.score_generator(generator, name, config.n, config.seed)
         found = float(self.scores[name].metrics["fd"])
         self.accelerator.print(f"{name:<24} {found:>10.5g}{note}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from accelerate import Accelerator
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import evaluate
 import sample
@@ -286,6 +288,37 @@ def test_statistics_of_other_tools_are_taken_at_their_word(tmp_path: Path) -> No
     np.savez(tmp_path / "evil.npz", mu=np.array([print], dtype=object), sigma=np.eye(1))
     with pytest.raises(ValueError, match="pickled objects"):
         digits_scorer(reference=str(tmp_path / "evil.npz"))
+
+
+@pytest.mark.filterwarnings("ignore:.*singular")
+def test_one_bar_counts_up_to_all_images_that_are_extracted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[float, float | None]] = []
+
+    class Recording(tqdm):
+        def update(self, n: float | None = 1) -> bool | None:
+            result = super().update(n)
+            seen.append((self.n, self.total))
+            return result
+
+    monkeypatch.setattr(evaluation, "tqdm", Recording)
+    settings = {"reference": digits_zip(tmp_path / "reals.zip"), "cache": str(tmp_path), "metrics": ("frechet",)}
+    for expected in (100 + 360, 360):  # the second time the reference is kept
+        seen.clear()
+        scorer = digits_scorer(**settings)
+        with scorer.showing("scores"):
+            scorer.score_images("digits-test")
+        assert {total for _, total in seen} == {expected}  # from the first batch on
+        assert seen[-1][0] == expected
+    seen.clear()
+    with scorer.showing():
+        scorer.score_generator(Constant(), "constant", 50)
+    scorer.score_generator(Constant(), "constant", 50)  # nothing is shown
+    assert seen == [(50, 50)]
+    monkeypatch.setattr(scorer, "accelerator", SimpleNamespace(is_main_process=True, num_processes=3))
+    with scorer.showing():
+        scorer._expect(9)
+        scorer._advance(2)
+    assert seen[-1] == (6, 9)
 
 
 # Spatial features
