@@ -137,7 +137,7 @@ def compare(
     assert fake.count is not None
     metrics: dict[str, float] = {}
     if "frechet" in protocol.metrics:
-        metrics["fd"] = scores.frechet_distance(real.mean, real.covariance, fake.mean, fake.covariance)
+        metrics["fd"] = _frechet(real, fake)
     if "spatial_frechet" in protocol.metrics:
         metrics["sfd"] = scores.frechet_distance(*_spatial(real), *_spatial(fake))
     if "half_split" in protocol.metrics:
@@ -192,6 +192,14 @@ def _uncertainty(real: FeatureSet, fake: FeatureSet, protocol: Protocol) -> dict
             real.mean, real.covariance, _features(fake, protocol), protocol.extrapolation_points, protocol.seed
         )
     return metrics
+
+
+def _frechet(real: FeatureSet, fake: FeatureSet) -> float:
+    one, two = real.features, fake.features
+    if one is not None and two is not None and max(len(one), len(two)) <= real.dim:
+        # The same, from matrices no larger than the number of images, and without roots of singular covariances.
+        return scores.frechet_distance_of_features(one, two)
+    return scores.frechet_distance(real.mean, real.covariance, fake.mean, fake.covariance)
 
 
 def _between_images(real: FeatureSet, fake: FeatureSet, protocol: Protocol, device: torch.device) -> dict[str, float]:
