@@ -68,8 +68,8 @@ class RemoteFile:
 
     Attributes:
         path: the address for messages.
-        stamp: its size in bytes, and its ETag or else the time of its last change as the server tells it; empty if it
-            tells neither.
+        stamp: its size in bytes, and what tells its state: the commit of a file of the Hub, else the ETag or the time
+            of the last change that the server tells; empty if it tells neither.
         ranges: whether parts of it can be read.
 
     Raises AbsentError if it isn't there or may not be read, and StoreError where nothing answers or no size is told.
@@ -78,6 +78,9 @@ class RemoteFile:
     def __init__(self, url: str) -> None:
         self.path = plain(url)
         self._url = self._place = url
+        # A file of a commit never changes, whatever the servers that keep it for the Hub call its state.
+        commit = re.match(re.escape(constants.ENDPOINT) + r"/.+/resolve/([0-9a-f]{40})/", url)
+        self._commit = commit[1] if commit else None
         self.stamp, self.ranges = self._try(self._look, _FIRST_WAITS)
 
     def _look(self) -> tuple[tuple[int, str], bool]:
@@ -93,7 +96,7 @@ class RemoteFile:
                 size = re.fullmatch(r"(\d+)", answer.headers.get("Content-Length", ""))
             if size is None or len(size[1]) > 18:
                 raise StoreError(f"{self.path} can't be used, as its server does not tell its size: download it first")
-            return (int(size[1]), _validator(answer)), answer.status != 200
+            return (int(size[1]), self._state(answer)), answer.status != 200
 
     def check(self) -> None:
         """Nothing: each read tells whether the file has changed."""
@@ -113,10 +116,10 @@ class RemoteFile:
     def _read(self, offset: int, size: int) -> bytes:
         with self._get({"Range": f"bytes={offset}-{offset + size - 1}"}) as answer:
             self._refuse(answer, 206, 200, 416)
-            if answer.status == 200 and _validator(answer) == self.stamp[1]:
+            if answer.status == 200 and self._state(answer) == self.stamp[1]:
                 raise _PassingError("the whole file in place of a part")
             told = f"bytes {offset}-{offset + size - 1}/{self.stamp[0]}"
-            if answer.headers.get("Content-Range") != told or _validator(answer) != self.stamp[1]:
+            if answer.headers.get("Content-Range") != told or self._state(answer) != self.stamp[1]:
                 raise self._changed()
             if answer.headers.get("Content-Length", str(size)) != str(size):
                 raise _PassingError(f"{answer.headers['Content-Length']} bytes in place of {size}")
@@ -132,7 +135,7 @@ class RemoteFile:
         try:
             with self._get({}) as answer:
                 self._refuse(answer, 200)
-                if (_validator(answer), answer.headers.get("Content-Length")) != (self.stamp[1], str(self.stamp[0])):
+                if (self._state(answer), answer.headers.get("Content-Length")) != (self.stamp[1], str(self.stamp[0])):
                     raise self._changed()
                 for offset in range(0, self.stamp[0], PIECE_BYTES):
                     yield self._exactly(answer, min(PIECE_BYTES, self.stamp[0] - offset))
@@ -187,6 +190,10 @@ class RemoteFile:
             raise _PassingError(f"the connection was cut after {len(content)} of {size} bytes")
         return content
 
+    def _state(self, answer: HTTPResponse) -> str:
+        told = answer.headers.get("ETag", answer.headers.get("Last-Modified", ""))
+        return self._commit or told.removeprefix("W/")
+
     def _changed(self) -> StoreError:
         return StoreError(f"{self.path} was changed while it was in use: let it rest and start again")
 
@@ -202,10 +209,6 @@ def _login(url: str) -> dict[str, str]:
     """What tells the Hugging Face Hub who asks; nothing for other servers."""
     token = get_token() if url.startswith(f"{constants.ENDPOINT}/") else None
     return {"Authorization": f"Bearer {token}"} if token else {}
-
-
-def _validator(answer: HTTPResponse) -> str:
-    return answer.headers.get("ETag", answer.headers.get("Last-Modified", "")).removeprefix("W/")
 
 
 class Window(io.RawIOBase):

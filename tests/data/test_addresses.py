@@ -8,8 +8,10 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import signal
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -224,6 +226,33 @@ def test_a_download_that_was_stopped_goes_on(
     asked = [request.range for request in web.requests if "train-001" in request.path]
     assert asked[:2] == ["bytes=0-0", f"bytes={2 * (size // 4)}-{3 * (size // 4) - 1}"]
     assert not any("train-000" in request.path for request in web.requests)
+    assert not list(Path(cache).rglob(".tmp-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_download_that_is_killed_at_any_moment_goes_on(
+    web: Webserver, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    files = {f"/set/{i}.tar": rng.bytes(400_000) for i in range(3)}
+    web.files, web.pause = dict(files), 0.002
+    monkeypatch.setattr(remote, "PIECE_BYTES", 10_000)
+    urls = [f"{web.url}{name}" for name in files]
+    context = multiprocessing.get_context("fork")
+    for _ in range(5):
+        process = context.Process(target=download.keep_copies, args=(urls, cache))
+        before = web.sent()
+        process.start()
+        wanted = before + int(rng.integers(10_000, 200_000))
+        while process.is_alive() and web.sent() < wanted:
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    paths = download.keep_copies(urls, cache)
+    assert [Path(path).read_bytes() for path in paths] == list(files.values())
+    assert web.sent() < 1.5 * sum(map(len, files.values()))
     assert not list(Path(cache).rglob(".tmp-*"))
 
 

@@ -197,6 +197,19 @@ def test_a_token_is_for_the_hub_alone(web: Webserver, url: str, monkeypatch: pyt
     other.close()
 
 
+def test_a_file_of_a_commit_is_what_it_is(web: Webserver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", web.url)
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    web.files = {f"/datasets/me/pets/resolve/{commit}/x.tar": CONTENT, "/resolve/main/x.tar": CONTENT}
+    states = iter(f'"{number}"' for number in range(99))
+    web.state = lambda _: next(states)
+    file = RemoteFile(f"{web.url}/datasets/me/pets/resolve/{commit}/x.tar")
+    assert file.stamp == (len(CONTENT), commit)
+    assert file.read(5, 5) == CONTENT[5:10]
+    with pytest.raises(ValueError, match="was changed"):
+        RemoteFile(f"{web.url}/resolve/main/x.tar").read(5, 5)
+
+
 def test_a_proxy_is_told_the_whole_address(web: Webserver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", web.url)
     monkeypatch.setenv("no_proxy", "")

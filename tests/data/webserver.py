@@ -6,6 +6,7 @@ import hashlib
 import re
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
@@ -34,6 +35,7 @@ class Webserver:
         redirects: other addresses by path.
         headers: to send with every answer.
         answers: functions that make the content of a path and its query, by the beginning of the path.
+        pause: seconds before each answer.
         requests: all that were answered.
     """
 
@@ -45,6 +47,7 @@ class Webserver:
         self.redirects: dict[str, str] = {}
         self.headers: dict[str, str] = {}
         self.answers: dict[str, Callable[[str], bytes | None]] = {}
+        self.pause = 0.0
         self.requests: list[Request] = []
         server = self
 
@@ -80,6 +83,7 @@ class Webserver:
         return sum(request.sent for request in self.requests)
 
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
+        time.sleep(self.pause)
         parts = urlsplit(handler.path)
         path = unquote(parts.path)
         fault = self.faults.pop(0) if self.faults else None
