@@ -15,6 +15,7 @@ import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -93,7 +94,7 @@ def test_what_passes_is_tried_again(web: Webserver, url: str, fault: int | str) 
 
 def test_the_server_says_how_long_to_wait(web: Webserver, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    monkeypatch.setattr(remote, "time", SimpleNamespace(sleep=waits.append))
     file = RemoteFile(url)
     for asked, waited in (("7", 7), ("Fri, 31 Dec 1999 23:59:59 GMT", 0.001), ("999999", 120)):
         web.faults, web.headers = [429], {"Retry-After": asked}
