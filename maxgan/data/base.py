@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from maxgan.data.files import StoreError
 from maxgan.data.transforms import normalize_mode
 
 
@@ -124,3 +127,26 @@ def _open(stream: BinaryIO) -> Image.Image:
 def unreadable(where: str, error: Exception) -> ValueError:
     """The error to raise for a file that is no image."""
     return ValueError(f"{where} can't be read as an image ({error}): repair or remove it, or set data.on_error=skip")
+
+
+def readable_ones(read: Callable[[int], object], count: int) -> list[bool]:
+    """Whether each of `count` images can be read; what damages the whole set is raised."""
+
+    def check_some(start: int) -> list[bool]:  # a task for each of millions of files would take memory
+        return [succeeds(read, index) for index in range(start, min(start + 64, count))]
+
+    with ThreadPoolExecutor() as pool:  # the decoders let go of Python's lock
+        return list(itertools.chain(*pool.map(check_some, range(0, count, 64))))
+
+
+def succeeds(read: Callable[[int], object], index: int, strict: bool = False) -> bool:
+    """Whether an image can be read; if strict, its error is raised. What damages the whole set always is."""
+    try:
+        read(index)
+    except StoreError:
+        raise
+    except ValueError:
+        if strict:
+            raise
+        return False
+    return True

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from maxgan.data.base import ImageSource, decode, picture_size
+from maxgan.data.base import ImageSource, decode, picture_size, readable_ones
 from maxgan.data.files import StoreError
 from maxgan.data.labels import check_numbers, numbers
 
@@ -36,6 +36,30 @@ class Rows(ImageSource):
     first column of type ClassLabel (`label` if it is one), which also names them, or of integers that is called so.
     """
 
+    _kept: np.ndarray | None = None
+    """The rows whose images can be read, if others are left out."""
+
+    @abstractmethod
+    def _count(self) -> int:
+        """The number of rows."""
+
+    def __len__(self) -> int:
+        return self._count() if self._kept is None else len(self._kept)
+
+    def _row(self, index: int) -> int:
+        return index if self._kept is None else int(self._kept[index])
+
+    def _leave_out(self) -> None:
+        """Decode all images, and leave out those that can't be read."""
+        readable = np.array(readable_ones(self.read, len(self)))
+        self.skipped = tuple(self.where(row) for row in np.flatnonzero(~readable).tolist())
+        if not readable.any():
+            raise ValueError(
+                f"{self.name} contains no image that can be read, first {self.skipped[0]}: repair the files"
+            )
+        self.labels = None if self.labels is None else self.labels[readable]
+        self._kept = np.flatnonzero(readable)
+
     def _set_columns(self, features: Any, labels: bool, values_of: Callable[[str], np.ndarray]) -> None:
         """Find the columns; `values_of` reads the numbers in one, -1 where there are none."""
         self._column = _image_column(self.name, features)
@@ -53,11 +77,11 @@ class Rows(ImageSource):
         self.origin = f"column {column}"
 
     @abstractmethod
-    def _stored(self, index: int) -> bytes | None:
+    def _stored(self, row: int) -> bytes | None:
         """The file of one image, None if the row has none."""
 
     def _bytes(self, index: int) -> bytes:
-        content = self._stored(index)
+        content = self._stored(self._row(index))
         if content is None:
             raise ValueError(
                 f"{self.where(index)} holds no image, at most a path, which is not followed: embed the images, or "
@@ -75,7 +99,7 @@ class Rows(ImageSource):
         return picture_size(io.BytesIO(self._bytes(index)), self.where(index))
 
     def where(self, index: int) -> str:
-        return f"{self.name}[{index}]"
+        return f"{self.name}[{self._row(index)}]"
 
 
 class HuggingFace(Rows):
@@ -85,11 +109,12 @@ class HuggingFace(Rows):
         name: what to call it; `hf:OWNER/NAME[@CONFIG][:SPLIT]` (the split being `train` if left out) unless `files`.
         files: parquet files.
         labels: use labels where there are any.
+        skip: read all images now, and leave out those that can't be.
 
     Raises ValueError where the library is missing, and StoreError where the dataset can't be used.
     """
 
-    def __init__(self, name: str, files: list[str] | None = None, labels: bool = True) -> None:
+    def __init__(self, name: str, files: list[str] | None = None, labels: bool = True, skip: bool = False) -> None:
         self.name = name
         rows = _load(name, files)
         if not len(rows):
@@ -99,12 +124,14 @@ class HuggingFace(Rows):
         from datasets import Image as ImageFeature
 
         self._rows = rows.select_columns([self._column]).cast_column(self._column, ImageFeature(decode=False))
+        if skip:
+            self._leave_out()
 
-    def __len__(self) -> int:
+    def _count(self) -> int:
         return len(self._rows)
 
-    def _stored(self, index: int) -> bytes | None:
-        return (self._rows[index][self._column] or {}).get("bytes")
+    def _stored(self, row: int) -> bytes | None:
+        return (self._rows[row][self._column] or {}).get("bytes")
 
 
 def _load(name: str, files: list[str] | None) -> Any:

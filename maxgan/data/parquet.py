@@ -46,6 +46,7 @@ class StreamedRows(Rows):
         name: what to call them.
         urls: their addresses, in their order.
         labels: use labels where there are any, which reads that column of all files now.
+        skip: fetch all images now, and leave out those that can't be read.
         cache: see `downloads`.
         features: the types of the columns; None takes what the first file says.
 
@@ -56,7 +57,13 @@ class StreamedRows(Rows):
     looked_at = 1  # each would be a row group
 
     def __init__(
-        self, name: str, urls: list[str], labels: bool = True, cache: str | None = None, features: Any = None
+        self,
+        name: str,
+        urls: list[str],
+        labels: bool = True,
+        skip: bool = False,
+        cache: str | None = None,
+        features: Any = None,
     ) -> None:
         self.name = name
         datasets = library(name)
@@ -83,19 +90,22 @@ class StreamedRows(Rows):
             f"read in row groups of {np.mean(sizes) / 1e6:.1f} MB, which are kept in {downloads(cache)} "
             f"({sum(sizes) / 1e9:.1f} GB when all have been read)"
         )
+        if skip:
+            self._leave_out()
 
-    def __len__(self) -> int:
+    def _count(self) -> int:
         return int(self._ends[-1])
 
-    def _stored(self, index: int) -> bytes | None:
-        group = int(np.searchsorted(self._ends, index, side="right"))
-        row = index - (int(self._ends[group - 1]) if group else 0)
+    def _stored(self, row: int) -> bytes | None:
+        group = int(np.searchsorted(self._ends, row, side="right"))
         table, number = (int(value) for value in self._groups[group])
-        return self._tables[table].value(self._column, number, row)
+        before = int(self._ends[group - 1]) if group else 0
+        return self._tables[table].value(self._column, number, row - before)
 
     def _content(self) -> Iterator[bytes]:
         """What the servers call the states of the files, and the column that is read of them."""
-        return iter([f"{self._column} of {table.state}".encode() for table in self._tables])
+        yield from (f"{self._column} of {table.state}".encode() for table in self._tables)
+        yield from (name.encode() for name in self.skipped)
 
 
 class _Table:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import glob
-import itertools
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 from urllib.parse import urlsplit
@@ -17,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from maxgan.data.arrays import Npz
-from maxgan.data.base import ImageSource, decode, picture_size, unreadable
+from maxgan.data.base import ImageSource, decode, picture_size, readable_ones, succeeds, unreadable
 from maxgan.data.download import downloads, keep_copies
 from maxgan.data.files import IMAGE_SUFFIXES, Folder, Store, StoreError, Zip, is_candidate, suffix
 from maxgan.data.huggingface import PREFIX, HuggingFace, one_split
@@ -89,7 +87,9 @@ class ImageFiles(ImageSource):
         self._files = [file for file in names if is_candidate(file)]
         if not self._files:
             raise ValueError(f"{name} contains no images: give a folder or a zip that does")
-        readable = self._check_all() if on_error == "skip" else self._check_odd(on_error == "raise")
+        readable = (
+            readable_ones(self.read, len(self._files)) if on_error == "skip" else self._check_odd(on_error == "raise")
+        )
         good_files = [file for file, good in zip(self._files, readable, strict=True) if good]
         self.skipped = tuple(file for file, good in zip(self._files, readable, strict=True) if not good)
         if not good_files:
@@ -123,15 +123,8 @@ class ImageFiles(ImageSource):
         """Whether each file has the suffix of an image or is one; if strict, raise ValueError for the first other."""
         readable = []
         for index, file in enumerate(self._files):
-            readable.append(suffix(file) in IMAGE_SUFFIXES or _succeeds(self.size, index, strict))
+            readable.append(suffix(file) in IMAGE_SUFFIXES or succeeds(self.size, index, strict))
         return readable
-
-    def _check_all(self) -> list[bool]:
-        def check_some(start: int) -> list[bool]:  # a task for each of millions of files would take memory
-            return [_succeeds(self.read, index) for index in range(start, min(start + 64, len(self._files)))]
-
-        with ThreadPoolExecutor() as pool:  # the decoders let go of Python's lock
-            return list(itertools.chain(*pool.map(check_some, range(0, len(self._files), 64))))
 
     def __len__(self) -> int:
         return len(self._files)
@@ -194,7 +187,7 @@ def open_source(
         return Digits(name, labels)
     if name.startswith(PREFIX):
         if not streaming:
-            return HuggingFace(name, labels=labels)
+            return HuggingFace(name, labels=labels, skip=on_error == "skip")
         urls, features = hub_files(name)
         return _open_streamed(name, urls, labels, on_error, cache, features)
     if is_address(name):
@@ -253,7 +246,7 @@ def _open_streamed(
     if kinds == {".tar"}:
         return ImageFiles(name, Shards(name, urls), labels, on_error)
     if kinds == {".parquet"}:
-        return StreamedRows(name, urls, labels, cache, features)
+        return StreamedRows(name, urls, labels, on_error == "skip", cache, features)
     raise ValueError(
         f"data.source {name} can't be read where it is, as .tar and .parquet can: leave out data.streaming"
     )
@@ -288,18 +281,5 @@ def _open_many(name: str, path: str, files: list[str], labels: bool, on_error: O
     if kinds == {".tar"}:
         return ImageFiles(name, Shards(path, files), labels, on_error)
     if kinds == {".parquet"}:
-        return HuggingFace(name, one_split(files, path), labels)
+        return HuggingFace(name, one_split(files, path), labels, on_error == "skip")
     raise ValueError(f"data.source {name} stands for files that end in {', '.join(sorted(kinds))}: give {MANY_TEXT}")
-
-
-def _succeeds(read: Callable[[int], object], index: int, strict: bool = False) -> bool:
-    """Whether an image can be read; if strict, its error is raised. What damages the whole set always is."""
-    try:
-        read(index)
-    except StoreError:
-        raise
-    except ValueError:
-        if strict:
-            raise
-        return False
-    return True

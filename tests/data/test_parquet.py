@@ -232,6 +232,29 @@ def test_rows_that_can_not_be_used(
         opened(as_bytes(slice(0, 4)))
 
 
+@pytest.mark.parametrize("streaming", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_broken_images_are_left_out(
+    web: Webserver, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    images = list(map(png, PIXELS))
+    images[4], images[7] = b"junk", images[7][:40]
+    web.files["/a.parquet"] = table(image=images, label=LABELS)
+    url = f"{web.url}/a.parquet"
+    source = open_source(url, on_error="skip", streaming=streaming, cache=cache)
+    good = [i for i in range(12) if i not in (4, 7)]
+    assert source.skipped == (f"{url}[4]", f"{url}[7]") and len(source) == 10
+    assert source.labels is not None and source.labels.tolist() == LABELS[good].tolist()
+    assert source.where(4) == f"{url}[5]"
+    assert all(np.array_equal(np.asarray(source.read(i)), PIXELS[row]) for i, row in enumerate(good))
+    whole = open_source(url, streaming=streaming, cache=cache)
+    assert (len(whole), whole.class_names) == (12, source.class_names)
+    assert whole.fingerprint() != source.fingerprint()
+    web.files["/b.parquet"] = table(image=[b"junk"])
+    with pytest.raises(ValueError, match=r"b.parquet contains no image that can be read, first .*b.parquet\[0\]"):
+        open_source(f"{web.url}/b.parquet", on_error="skip", streaming=streaming, cache=cache)
+
+
 def test_files_of_two_kinds(web: Webserver, files: str, cache: str) -> None:
     web.files["/data/train-00001-of-00002.parquet"] = table(picture=[b"x"])
     with pytest.raises(
