@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from maxgan.evaluation.statistics import ArrayLike, pair
+from maxgan.evaluation.statistics import ArrayLike, check_features, pair
 
 # Distances held at a time, 64 MiB in float64: bounds the memory of the searches for sets of any size.
 BLOCK_DISTANCES = 2**23
+# References that are searched at a time, in float64.
+BLOCK_REFERENCES = 1024
 # Balls are closed. A copy's distance is computed once more, and must not fall out of the ball by its last bits.
 BORDER = 1 + 1e-9
 
@@ -63,27 +65,54 @@ def neighbour_scores(
     return scores
 
 
-def nearest(queries: ArrayLike, references: ArrayLike, k: int) -> tuple[Tensor, Tensor]:
+def nearest(queries: ArrayLike, references: Iterable[ArrayLike], k: int) -> tuple[Tensor, Tensor]:
     """Return distances `(N, k)`, ascending, float64, and indices int64 `(N, k)` of the k references nearest to each
     query.
 
     Args:
         queries: `(N, D)`.
-        references: `(M, D)`.
-        k: at least 1, at most M.
+        references: parts `(M, D)` of any sizes; few are held at a time, so that they may be more than memory takes.
+        k: at least 1, at most the number of references.
 
     Raises:
         ValueError: for NaN or infinite features, different D, or fewer references than k.
     """
-    references, queries = pair(references, queries, names=("references", "queries"))
-    if not 1 <= k <= len(references):
-        raise ValueError(f"{k} nearest need at least {max(k, 1)} references, and there are {len(references)}")
+    assert k >= 1
+    queries = check_features(queries, "queries features").double()
+    distances = queries.new_empty(len(queries), 0)
+    indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    count = 0
+    for part in _joined(references):
+        part, _ = pair(part, queries, names=("references", "queries"))
+        near, which = _nearest_of(queries, part, min(k, len(part)))
+        distances, order = torch.cat([distances, near], 1).sort(stable=True, dim=1)
+        indices = torch.cat([indices, which + count], 1).gather(1, order)[:, :k]
+        distances = distances[:, :k]
+        count += len(part)
+    if count < k:
+        raise ValueError(f"{k} nearest need at least {k} references, and there are {count}")
+    return distances, indices
+
+
+def _joined(parts: Iterable[ArrayLike]) -> Iterator[Tensor]:
+    """Yield the rows of small parts together, at least so many that their number outweighs what each search costs."""
+    waiting: list[Tensor] = []
+    for part in parts:
+        waiting.append(torch.as_tensor(part))
+        if sum(map(len, waiting)) >= BLOCK_REFERENCES:
+            yield torch.cat(waiting)
+            waiting.clear()
+    if any(map(len, waiting)):
+        yield torch.cat(waiting)
+
+
+def _nearest_of(queries: Tensor, references: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return distances and indices `(N, k)` of the references `(M, D)` nearest to each query, in any order."""
     blocks = [block.topk(k, dim=1, largest=False).indices for block in _squared_distances(queries, references)]
     found = torch.cat(blocks) if blocks else torch.empty(0, k, dtype=torch.int64, device=queries.device)
     # The search goes by matrix products, which round; the distances to what it found are taken directly.
     distances = [torch.linalg.vector_norm(queries - references[column], dim=1) for column in found.T]
-    ordered = torch.stack(distances, 1).sort(stable=True, dim=1)
-    return ordered.values, found.gather(1, ordered.indices)
+    return torch.stack(distances, 1), found
 
 
 def nearest_distances(queries: ArrayLike, references: ArrayLike) -> Tensor:
@@ -91,7 +120,7 @@ def nearest_distances(queries: ArrayLike, references: ArrayLike) -> Tensor:
 
     Small distances of samples to training images are a sign of memorising. An exact copy has distance 0.
     """
-    return nearest(queries, references, 1)[0][:, 0]
+    return nearest(queries, torch.as_tensor(references).split(BLOCK_REFERENCES), 1)[0][:, 0]
 
 
 def _check_k(k: int, names: str, count: int) -> None:

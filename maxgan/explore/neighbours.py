@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from maxgan.config import DataConfig, NeighboursConfig
 from maxgan.data.loader import ImageDataset, evaluation_batches
-from maxgan.evaluation.extractors import ModuleExtractor
 from maxgan.evaluation.neighbours import nearest
+from maxgan.evaluation.statistics import exact_device
 from maxgan.explore.common import open_extractor, open_subject, sheet, write_json
 from maxgan.sampling import generate
 from maxgan.truncation import told
@@ -37,20 +37,24 @@ class Neighbours:
     among_reals: Tensor
 
 
-def find_neighbours(fakes: Tensor, reals: Tensor, k: int) -> Neighbours:
-    """Return the k reals `(M, D)` nearest to each of the fakes `(N, D)`, and compare with at most N of the reals.
+def find_neighbours(
+    fakes: Tensor, reals: Iterable[Tensor], k: int, some_reals: Tensor, places: Sequence[int]
+) -> Neighbours:
+    """Return the k reals nearest to each of the fakes, and the distances of some reals to the others.
 
-    Raises:
-        ValueError: for fewer than 2 reals, or fewer than k.
+    Args:
+        fakes: features `(N, D)`.
+        reals: features of all reals in parts `(M, D)`, few of them held at a time.
+        k: reals to find, at most all.
+        some_reals: features `(R, D)` of the reals at `places`.
+        places: indices of those.
     """
-    if len(reals) < 2:
-        raise ValueError(f"there is {len(reals)} real image: neighbours need at least 2")
-    distances, indices = nearest(fakes, reals, k)
-    chosen = torch.from_numpy(np.linspace(0, len(reals) - 1, min(len(fakes), len(reals))).round().astype(np.int64))
-    near, which = nearest(reals[chosen], reals, 2)
+    distances, indices = (x.cpu() for x in nearest(torch.cat([fakes, some_reals]), reals, max(k, 2)))
+    near, which = distances[len(fakes) :, :2], indices[len(fakes) :, :2]
     # The nearest of the two that isn't the image itself; of two copies either may come first.
-    other = (which != chosen[:, None]).int().argmax(1)
-    return Neighbours(distances, indices, near.gather(1, other[:, None])[:, 0])
+    other = (which != torch.tensor(places)[:, None]).int().argmax(1)
+    among_reals = near.gather(1, other[:, None])[:, 0]
+    return Neighbours(distances[: len(fakes), :k], indices[: len(fakes), :k], among_reals)
 
 
 def show_neighbours(config: NeighboursConfig) -> str:
@@ -71,14 +75,28 @@ def show_neighbours(config: NeighboursConfig) -> str:
     dataset = ImageDataset(
         DataConfig(source=source, resolution=generator.resolution, channels=generator.channels, labels=False)
     )
+    if len(dataset) < max(config.k, 2):
+        raise ValueError(
+            f"{source} has {len(dataset)} images, and k = {config.k} needs at least {max(config.k, 2)}: lower k, or "
+            "name more images with reference"
+        )
     seeds = range(config.seed, config.seed + config.n)
-    with tqdm(total=config.n + len(dataset), unit=" images", leave=False) as bar:
+    # As many reals as samples, evenly chosen, tell what distances are usual.
+    places = np.linspace(0, len(dataset) - 1, min(config.n, len(dataset))).round().astype(int).tolist()
+    with tqdm(total=config.n + len(places) + len(dataset), unit=" images", leave=False) as bar:
+
+        def features(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+            for images in batches:
+                yield extractor(images).features.to(exact_device(subject.device))
+                bar.update(len(images))
+
+        def reals(indices: Sequence[int]) -> Iterator[Tensor]:
+            return features(images for images, _ in evaluation_batches(dataset, config.batch_size, indices))
+
         batches = generate(generator, seeds, config.batch_size, subject.device, truncation=config.truncation)
         samples = torch.cat([batch.images for batch in batches])
-        fakes = _features(samples.split(config.batch_size), extractor, bar)
-        images = evaluation_batches(dataset, config.batch_size, range(len(dataset)))
-        reals = _features((batch for batch, _ in images), extractor, bar)
-    found = find_neighbours(fakes, reals, config.k)
+        fakes = torch.cat(list(features(samples.split(config.batch_size))))
+        found = find_neighbours(fakes, reals(range(len(dataset))), config.k, torch.cat(list(reals(places))), places)
     shown = found.distances[:, 0].argsort(stable=True)[: config.rows].tolist()
     rows, captions = [], []
     for row in shown:
@@ -116,15 +134,6 @@ def show_neighbours(config: NeighboursConfig) -> str:
         f"distance to the nearest in the features of {extractor.name}: {ours[middle]:.4g} of samples, "
         f"{usual[middle]:.4g} of one real to another"
     )
-
-
-def _features(batches: Iterable[Tensor], extractor: ModuleExtractor, bar: tqdm) -> Tensor:
-    """Return the features `(N, D)` of batches of images, on the CPU."""
-    features = []
-    for images in batches:
-        features.append(extractor(images).features.cpu())
-        bar.update(len(images))
-    return torch.cat(features)
 
 
 def _quantiles(distances: Tensor) -> list[float]:

@@ -41,6 +41,7 @@ def naive_precision_recall(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[
 @pytest.fixture(params=[neighbours.BLOCK_DISTANCES, 100])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "BLOCK_DISTANCES", request.param)
+    monkeypatch.setattr(neighbours, "BLOCK_REFERENCES", request.param // 5)
 
 
 @pytest.mark.usefixtures("block")
@@ -125,12 +126,14 @@ def test_too_few_images_are_refused() -> None:
 
 
 @pytest.mark.usefixtures("block")
-def test_several_nearest_equal_the_definition() -> None:
+@pytest.mark.parametrize("cuts", [[], [2, 2, 20], list(range(1, 30))])
+def test_several_nearest_equal_the_definition(cuts: list[int]) -> None:
     references, queries = sample(30, 6, 0), sample(20, 6, 1)
-    distances, indices = nearest(queries, references, 4)
+    queries[3] = references[17]
+    distances, indices = nearest(queries, np.split(references, cuts), 4)
     for query, found, places in zip(queries, distances.tolist(), indices.tolist(), strict=True):
         by_distance = sorted((math.dist(query, reference), j) for j, reference in enumerate(references))[:4]
         assert found == pytest.approx([distance for distance, _ in by_distance], rel=1e-14)
         assert places == [j for _, j in by_distance]
     with pytest.raises(ValueError, match="31 nearest need at least 31 references, and there are 30"):
-        nearest(queries, references, 31)
+        nearest(queries, np.split(references, cuts), 31)

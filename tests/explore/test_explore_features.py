@@ -31,20 +31,18 @@ def test_neighbours_equal_a_loop_over_all_pairs() -> None:
     fakes, reals = torch.randn(9, 5, generator=generator), torch.randn(21, 5, generator=generator)
     reals[20] = reals[0]  # two copies
     fakes[3] = reals[7]
-    found = find_neighbours(fakes, reals, 4)
+    places = [0, 2, 7, 19, 20]
+    found = find_neighbours(fakes, reals.split(4), 4, reals[places], places)
     for i, fake in enumerate(fakes.tolist()):
         by_distance = sorted((math.dist(fake, real), j) for j, real in enumerate(reals.tolist()))[:4]
         assert found.distances[i].tolist() == pytest.approx([distance for distance, _ in by_distance], rel=1e-12)
         for j, (distance, _) in zip(found.indices[i].tolist(), by_distance, strict=True):
             assert math.dist(fake, reals[j].tolist()) == pytest.approx(distance, rel=1e-12)
     assert found.distances[3, 0] == 0
-    # Nine of the reals, evenly chosen, and the nearest other to each.
-    for distance, i in zip(found.among_reals.tolist(), np.rint(np.linspace(0, 20, 9)).astype(int), strict=True):
+    for distance, i in zip(found.among_reals.tolist(), places, strict=True):
         others = [math.dist(reals[i].tolist(), real.tolist()) for j, real in enumerate(reals) if j != i]
         assert distance == pytest.approx(min(others), rel=1e-12)
     assert (found.among_reals[0], found.among_reals[-1]) == (0, 0)
-    with pytest.raises(ValueError, match="there is 1 real image"):
-        find_neighbours(fakes, reals[:1], 1)
 
 
 def test_a_copied_image_is_found_and_shown_first(painter: Path, tmp_path: Path) -> None:
@@ -81,6 +79,13 @@ def test_a_copied_image_is_found_and_shown_first(painter: Path, tmp_path: Path) 
     again = (painter.parent / "neighbours.json").read_bytes()
     show_neighbours(config)
     assert (painter.parent / "neighbours.json").read_bytes() == again
+
+
+def test_too_few_reals_are_said_before_anything_is_drawn(painter: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "reals.npz", images=np.zeros((3, 16, 16, 1), dtype=np.uint8))
+    reference = str(tmp_path / "reals.npz")
+    with pytest.raises(ValueError, match=r"reals.npz has 3 images, and k = 8 needs at least 8: lower k"):
+        show_neighbours(NeighboursConfig(str(painter), reference=reference))
 
 
 def test_an_extractor_is_asked_for_where_none_fits(plain_painter: Path) -> None:
