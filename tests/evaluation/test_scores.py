@@ -97,6 +97,27 @@ def test_frechet_distance_of_singular_covariances_does_not_hang_on_the_order_of_
     assert scores.frechet_distance(m3, s3, m4, s4) == pytest.approx(found, rel=1e-10)
 
 
+@pytest.mark.parametrize("dim", [64, pytest.param(256, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("decay", [8, 3])
+def test_the_number_of_threads_hardly_changes_a_distance(decay: float, dim: int) -> None:
+    # Eigenvalues down to 1e-16 or 1e-6 of the first: those near the limit of a numerical rank are the noisiest.
+    scale = 10 ** -np.linspace(0, decay, dim)
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(dim, dim)))[0]
+    real, fake = (np.random.default_rng(seed).normal(size=(2 * dim, dim)) * scale @ turn for seed in (1, 2))
+    white = np.random.default_rng(3).normal(size=(2 * dim, dim))
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            mean, std = scores.resampled_distance(*gaussian(real), fake, 3)
+            distances = [scores.frechet_distance(*gaussian(real), *gaussian(x)) for x in (fake, white)]
+            found.append([*distances, mean, std, scores.extrapolated_distance(*gaussian(real), fake, 3)])
+    finally:
+        torch.set_num_threads(before)
+    assert found[1] == pytest.approx(found[0], rel=1e-10)
+
+
 @pytest.mark.parametrize("count", [10, 500])
 def test_frechet_distance_of_equal_gaussians_is_zero_and_never_below(count: int) -> None:
     for seed in range(5):
