@@ -53,6 +53,11 @@ class TruncatedGenerator:
         return self._means[label]
 
 
+def mapped(generator: object) -> LatentGenerator | None:
+    """Return the generator if it has a mapping, whose w then is the better space: to truncate and to search in."""
+    return generator if isinstance(generator, LatentGenerator) and generator.mapping is not None else None
+
+
 def truncated(generator: Draw, truncation: float | None) -> tuple[Draw, float | None]:
     """Return what draws with `truncation`, and the value at which z is still to be cut, for `latents_of`.
 
@@ -61,15 +66,14 @@ def truncated(generator: Draw, truncation: float | None) -> tuple[Draw, float | 
     Raises:
         ValueError: for a truncation below 0 towards the mean.
     """
-    if truncation is None or not isinstance(generator, LatentGenerator) or generator.mapping is None:
+    latent_generator = mapped(generator)
+    if truncation is None or latent_generator is None:
         return generator, truncation
     if not truncation >= 0:
         raise ValueError(f"truncation towards the mean latent must be 0 or more, not {truncation}: 0.7 is usual")
-    return TruncatedGenerator(generator, truncation), None
+    return TruncatedGenerator(latent_generator, truncation), None
 
 
 def told(generator: object, truncation: float | None) -> float | str | None:
     """Return what a record of samples says of their truncation."""
-    if truncation is None or not isinstance(generator, LatentGenerator) or generator.mapping is None:
-        return truncation
-    return f"{truncation} towards the mean latent"
+    return truncation if truncation is None or mapped(generator) is None else f"{truncation} towards the mean latent"

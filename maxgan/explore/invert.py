@@ -17,6 +17,7 @@ from maxgan.data.transforms import cut, set_channels, to_array, to_float, to_uin
 from maxgan.evaluation.extractors import ModuleExtractor
 from maxgan.explore.common import Subject, open_extractor, open_subject, sheet, write_json
 from maxgan.sampling import Generator, latents_of
+from maxgan.truncation import Draw, mapped
 from maxgan.writers import save_picture
 
 
@@ -25,7 +26,7 @@ class Inversion:
     """S latents and their images, the nearest first.
 
     Attributes:
-        z: float32 `(S, latent_dim)`.
+        z: float32 `(S, latent_dim)`; w where the generator has a mapping.
         labels: int64 `(S,)`, or None without classes.
         images: float32 `(S, C, H, W)`, nominally in [-1, 1].
         losses: float32 `(S,)`.
@@ -59,12 +60,12 @@ def make_loss(target: Tensor, extractor: ModuleExtractor | None, feature_weight:
 
 
 def invert(
-    generator: Generator, loss: Loss, z: Tensor, labels: Tensor | None, config: InvertConfig, show: bool = False
+    draw: Draw, loss: Loss, z: Tensor, labels: Tensor | None, config: InvertConfig, show: bool = False
 ) -> Inversion:
     """Return the latents of least loss that Adam finds from the best of the candidates.
 
     Args:
-        generator: in eval mode, its parameters without gradients.
+        draw: from latents and labels to images, without gradients of its parameters.
         loss: of images.
         z: the candidates `(N, latent_dim)`, on the generator's device.
         labels: of the candidates `(N,)`, or None without classes; they stay as they are.
@@ -77,7 +78,7 @@ def invert(
     with torch.no_grad():
         parts = range(0, len(z), config.batch_size)
         first = [
-            loss(generator(z[i : i + config.batch_size], None if labels is None else labels[i : i + config.batch_size]))
+            loss(draw(z[i : i + config.batch_size], None if labels is None else labels[i : i + config.batch_size]))
             for i in parts
         ]
         chosen = torch.cat(first).argsort(stable=True)[: config.starts]
@@ -86,7 +87,7 @@ def invert(
     optimiser = torch.optim.Adam([z], lr=config.lr)
     for step in tqdm(range(config.steps + 1), unit=" steps", leave=False, disable=not show):
         # The starts don't hang on each other, so the gradient of their sum is that of each.
-        found = loss(generator(z, labels))
+        found = loss(draw(z, labels))
         if not found.isfinite().all():
             raise ValueError("the generator or the extractor gives NaN or infinity: use another checkpoint")
         with torch.no_grad():
@@ -100,7 +101,7 @@ def invert(
     order = losses.argsort(stable=True)
     best, labels = best[order], None if labels is None else labels[order]
     with torch.no_grad():
-        return Inversion(best, labels, generator(best, labels), losses[order])
+        return Inversion(best, labels, draw(best, labels), losses[order])
 
 
 def invert_image(config: InvertConfig) -> str:
@@ -119,10 +120,15 @@ def invert_image(config: InvertConfig) -> str:
     seeds = range(config.seed, config.seed + config.candidates)
     classes = None if config.label is None else [config.label]
     z, labels = latents_of(seeds, generator.latent_dim, generator.num_classes, classes)
-    labels = None if labels is None else labels.to(device)
+    z, labels = z.to(device), None if labels is None else labels.to(device)
     if isinstance(generator, nn.Module):
         generator.requires_grad_(False)
-    found = invert(generator, loss, z.to(device), labels, config, show=True)
+    draw: Draw = generator
+    if (latent_generator := mapped(generator)) is not None:
+        # w reaches what no z does, and isn't brought to one length as z is.
+        z, synthesise = latent_generator.style(z, labels), latent_generator.synthesise
+        draw = lambda w, _: synthesise(w)  # noqa: E731
+    found = invert(draw, loss, z, labels, config, show=True)
     images = to_uint8(found.images).cpu()
     errors = [root_mean_square(image, target) for image in images]
     output = subject.output(config, "inversion.png")
@@ -146,7 +152,7 @@ def _values(
             "label": None if found.labels is None else int(found.labels[i]),
             # Of a Gaussian latent it is near 1.
             "latent_length": float(found.z[i].norm()) / math.sqrt(found.z.shape[1]),
-            "z": found.z[i].tolist(),
+            "w" if mapped(subject.generator) else "z": found.z[i].tolist(),
         }
         for i, error in enumerate(errors)
     ]

@@ -13,10 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from maxgan.config import InvertConfig, NeighboursConfig
+from maxgan.data.transforms import to_uint8
 from maxgan.evaluation.catalogue import load_extractor
 from maxgan.explore.__main__ import main
 from maxgan.explore.invert import invert, invert_image, make_loss, root_mean_square
 from maxgan.explore.neighbours import find_neighbours, show_neighbours
+from maxgan.models import ResidualGenerator
 from maxgan.models.network import export_model, load_model
 from maxgan.sampling import generate, latents_of, load_generator
 
@@ -86,6 +88,33 @@ def test_too_few_reals_are_said_before_anything_is_drawn(painter: Path, tmp_path
     reference = str(tmp_path / "reals.npz")
     with pytest.raises(ValueError, match=r"reals.npz has 3 images, and k = 8 needs at least 8: lower k"):
         show_neighbours(NeighboursConfig(str(painter), reference=reference))
+
+
+def test_with_a_mapping_the_search_is_in_w(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = ResidualGenerator(8, 1, 3, latent_dim=4, width=8, mapping_layers=2).eval()
+    with torch.no_grad():
+        model.first_map.weight.normal_(std=0.5)  # so that the latent makes more of the image than at the start
+        for block in model.stages:
+            for parameter in block.parameters():
+                parameter.normal_(std=0.3)
+        model.out.weight.normal_(std=0.05)
+        model.out.bias.zero_()
+    export_model(model, tmp_path / "g.safetensors", {})
+    made, labels = images_of(tmp_path / "g.safetensors", range(1000, 1001))
+    assert labels is not None and made.float().std() > 10
+    Image.fromarray(made[0, 0].numpy()).save(tmp_path / "made.png")
+    options = ("--feature_weight", "0", "--candidates", "32", "--starts", "4", "--steps", "80")
+    options += ("--label", str(int(labels)))
+    main(["invert", str(tmp_path / "made.png"), "--model", str(tmp_path / "g.safetensors"), *options])
+    told = json.loads((tmp_path / "inversion.json").read_text())["found"]
+    z, drawn = latents_of(range(32), 4, 3, [int(labels)])
+    candidates = to_uint8(model(z, drawn)).detach()
+    first = min(root_mean_square(image, made[0]) for image in candidates)
+    assert "z" not in told[0] and told[0]["error"] < 0.2 * first, first
+    # w alone makes the image.
+    image = to_uint8(model.synthesise(torch.tensor([told[0]["w"]]))).detach()
+    assert root_mean_square(image[0], made[0]) == pytest.approx(told[0]["error"], abs=0.1)
 
 
 def test_an_extractor_is_asked_for_where_none_fits(plain_painter: Path) -> None:
