@@ -2,6 +2,7 @@
 
     python benchmarks/study.py configs/studies/digits.yaml [--output DIR] [--jobs 2] [--only NAME ...]
     python benchmarks/study.py configs/studies/cifar10.yaml --set data.source=cifar10/train
+    python benchmarks/study.py configs/studies/cifar10.yaml --dry_run --set dry_classes=10
 
 A study is a YAML file:
 
@@ -26,7 +27,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ from timing import environment, write_report
 from tqdm import tqdm
 
 from maxgan.checkpoint import atomic_path
-from maxgan.cli import plain_errors
+from maxgan.cli import parse, plain_errors
+from maxgan.config import GanConfig
+from maxgan.training.dry_run import GPUS, DryRun
 
 ROOT = Path(__file__).parents[1]
 KEYS = {"base", "settings", "images", "seeds", "variants"}
@@ -107,6 +110,24 @@ def train(run: Run) -> None:
         raise RuntimeError(f"{run.directory.name} ended with code {done.returncode}: see {log}")
 
 
+def estimates(runs: Sequence[Run]) -> str:
+    """Return a table in Markdown of the longest runs: parameters, and minutes by the dry run on each GPU it knows."""
+    rows = [
+        f"| {runs[-1].images:,} images | G | D | multiply-adds of G | {' | '.join(gpu.name for gpu in GPUS)} |",
+        "| --- " * (4 + len(GPUS)) + "|",
+    ]
+    for run in runs:
+        if (run.images, run.seed) == (runs[-1].images, runs[-1].seed):
+            config, _ = parse(GanConfig, list(run.command[1:]))
+            dry = DryRun(config)
+            generator, discriminator = dry.generator[-1], dry.discriminator[-1]
+            updates = config.training.images / config.training.batch_size
+            minutes = [f"{dry.seconds(gpu) * updates / 60:.1f}" for gpu in GPUS]
+            cells = [run.variant, f"{generator.parameters:,}", f"{discriminator.parameters:,}"]
+            rows.append("| " + " | ".join([*cells, f"{generator.multiply_adds / 1e6:,.0f} M", *minutes]) + " |")
+    return "\n".join(rows) + "\n"
+
+
 def settings_of(texts: Iterable[str]) -> dict[str, str]:
     """Return the settings of texts such as data.source=train.zip; ValueError if one has no name or no value."""
     settings = {}
@@ -128,9 +149,13 @@ def main() -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of all runs, such as data.source"
     )
+    parser.add_argument("--dry_run", action="store_true", help="train nothing: tell sizes, and minutes on GPUs")
     options = parser.parse_args()
     output = options.output or Path("runs") / "studies" / options.study.stem
     runs = plan(options.study, output, options.only, settings_of(options.set))
+    if options.dry_run:
+        print(estimates(runs))
+        return
     output.mkdir(parents=True, exist_ok=True)
     start = time.time()
     with ThreadPoolExecutor(options.jobs) as pool:
