@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from scipy.special import ndtr, ndtri
-from torch import Tensor
+from torch import Tensor, nn
 
 from maxgan.data.transforms import to_uint8
 from maxgan.models.network import Network
@@ -159,6 +159,7 @@ def generate(
     class_weights: Sequence[float] | None = None,
     truncation: float | None = None,
     quantise: bool = True,
+    compiled: bool = False,
 ) -> Iterator[Batch]:
     """Yield the images of `seeds` in batches, the last one smaller.
 
@@ -168,6 +169,7 @@ def generate(
         truncation: towards the mean latent where the generator has a mapping (maxgan.truncation), else of z, see
             `latents_of`.
         quantise: False gives float images, clipped to [-1, 1], for protocols that score them so.
+        compiled: run as compiled code (torch.compile), which takes a minute the first time in a process.
 
     Raises:
         ValueError: if the generator gives NaN or infinity.
@@ -178,12 +180,16 @@ def generate(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     network, cut = truncated(generator.fuse() if isinstance(generator, Network) else generator, truncation)
+    if compiled and isinstance(network, nn.Module):
+        network.compile(dynamic=False)  # another copy of the same network takes the code of the first
     for start in range(0, len(seeds), batch_size):
         chunk = seeds[start : start + batch_size]
         z, labels = latents_of(chunk, generator.latent_dim, generator.num_classes, classes, class_weights, cut)
+        # Compiled code is for one size: the last batch is filled up.
+        rows = torch.arange(batch_size if compiled else len(chunk)) % len(chunk)
         # Not around the yield: the mode would leak into the caller.
         with torch.inference_mode():
-            images = network(z.to(device), None if labels is None else labels.to(device))
+            images = network(z[rows].to(device), None if labels is None else labels[rows].to(device))[: len(chunk)]
             if not images.isfinite().all():
                 raise ValueError(
                     f"the generator gives NaN or infinity for seeds {chunk[0]} to {chunk[-1]}: use another checkpoint"

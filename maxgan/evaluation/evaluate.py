@@ -53,7 +53,12 @@ class Scorer:
         cache: folder of kept statistics; None keeps none.
         refresh: compute the reference's statistics anew.
         batch_size: of one process.
+
+    Attributes:
+        compiled: let generators run as compiled code; pays where one process scores tens of thousands of samples.
     """
+
+    compiled = False
 
     def __init__(
         self,
@@ -162,6 +167,7 @@ class Scorer:
             None if classes is None else list(np.roll(classes, seed % count)),
             truncation=truncation,
             quantise=self.protocol.quantisation == "uint8",
+            compiled=self.compiled,
         )
         self._expect(count)
         collector = self.collector(name, count)

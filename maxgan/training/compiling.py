@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from maxgan.config import CompileMode
 
-BACKEND = "inductor"
-
 
 class Compiling:
     """What `run.compile` does to a training: nothing, or networks that run as compiled code.
@@ -48,7 +46,7 @@ class Compiling:
         """Let a network run as compiled code from its next call on."""
         if self.on:
             # Not network.forward: what accelerate wraps around that later is compiled with it.
-            network.compile(backend=BACKEND, dynamic=False, mode="reduce-overhead" if self.graphs else None)
+            network.compile(dynamic=False, mode="reduce-overhead" if self.graphs else None)
 
     def begin(self) -> None:
         """Start an update: graphs may use the memory of the last one again."""

@@ -67,6 +67,8 @@ class GanRun:
         self.scorer = choose_scorer(config, self.dataset.facts, accelerator)
         self.held_out = self.open_held_out()
         self.trainer = GanTrainer(config, self.dataset.facts, accelerator)
+        if self.scorer is not None:
+            self.scorer.compiled = self.trainer.compiling.on
         scored = self.scorer is not None and config.evaluation.every
         self.loop = Loop(
             config.run,

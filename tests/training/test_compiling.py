@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
+from torch import nn
 
 from maxgan.checkpoint import load_model
 from maxgan.config import (
@@ -32,6 +33,7 @@ from maxgan.config import (
 )
 from maxgan.data.loader import ImageDataset, training_batches
 from maxgan.models import MaxViTGenerator
+from maxgan.sampling import generate
 from maxgan.training import compiling, gan_run
 from maxgan.training.compiling import Compiling
 from maxgan.training.gan import GanTrainer
@@ -70,7 +72,12 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         graphs.append(len(graph.graph.nodes))
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
-    monkeypatch.setattr(compiling, "BACKEND", backend)
+    original = nn.Module.compile
+
+    def compile(self: nn.Module, dynamic: bool, mode: None = None) -> None:
+        original(self, backend=backend, dynamic=dynamic)
+
+    monkeypatch.setattr(nn.Module, "compile", compile)
     monkeypatch.setattr(compiling, "_try", lambda _: None)
     yield graphs
     torch.compiler.reset()
@@ -164,6 +171,22 @@ def test_ghost_batch_norm_keeps_its_statistics() -> None:
         torch.testing.assert_close(q, p, msg=name)
 
 
+@pytest.mark.slow
+def test_samples_of_compiled_code_are_the_same_and_compiled_for_once(traced: list[int]) -> None:
+    torch.manual_seed(0)
+    generator = MaxViTGenerator(8, 1, 3, latent_dim=8, width=8, head_dim=8, latent_tokens=4).eval()
+    seeds = range(5, 15)  # in batches of 4, 4 and 2
+    plain = list(generate(generator, seeds, 4, "cpu", quantise=False))
+    for count in (10, 3):
+        found = list(generate(generator, seeds[:count], 4, "cpu", quantise=False, compiled=True))
+        assert [len(batch.images) for batch in found] == ([4, 4, 2] if count == 10 else [3])
+        for one, two in zip(plain, found, strict=False):
+            assert one.labels is not None and two.labels is not None
+            assert two.labels.tolist() == one.labels.tolist()[: len(two.labels)]
+            torch.testing.assert_close(two.images, one.images[: len(two.images)], rtol=0, atol=1e-5)
+    assert len(traced) == 1
+
+
 def train(config: GanConfig) -> int:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
@@ -217,7 +240,9 @@ from test_compiling import LAZY, TINY, trainer_of
 
 torch.set_default_dtype(torch.float64)
 gan.to_float = lambda images: images.double() / 127.5 - 1
-compiling.BACKEND, compiling._try = "aot_eager", lambda _: None
+compiling._try = lambda _: None
+original = torch.nn.Module.compile
+torch.nn.Module.compile = lambda self, dynamic, mode: original(self, backend="aot_eager", dynamic=dynamic)
 accelerator = Accelerator(cpu=True)
 many = accelerator.num_processes > 1
 config = replace(TINY, loss=LAZY, training=replace(TINY.training, accumulation=2))

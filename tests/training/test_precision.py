@@ -1,4 +1,4 @@
-"""What stays in float32 in a bf16 training, and what doesn't: the page docs/precision.md, checked."""
+"""What stays in float32 in a bf16 training, and what doesn't: the page docs/speed.md, checked."""
 
 from __future__ import annotations
 
