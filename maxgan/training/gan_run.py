@@ -41,6 +41,7 @@ PANELS = {
     "gradient norms": ("gradient_norm_generator", "gradient_norm_discriminator"),
     "signs of collapse": ("discriminator_accuracy", "variety"),
     "D on held-out images": ("discriminator_accuracy_training", "discriminator_accuracy_held_out"),
+    "logits of held-out images": ("training_logit", "held_out_logit", "sample_logit"),
     "augmentation": ("augment_probability", "real_sign"),
     "speed": ("images_per_second",),
     "Fréchet distance": ("fd",),
@@ -196,7 +197,7 @@ class GanRun:
         metrics = self.score_now() if self.scorer is not None and self.config.evaluation.every else {}
         if self.held_out is not None:
             with self.trainer.compiling.eager():  # its batches would be compiled for anew
-                metrics |= self.held_out.accuracies(self.trainer.discriminator, self.generator())
+                metrics |= self.held_out.measure(self.trainer.discriminator, self.generator())
         return metrics
 
     def score_now(self) -> dict[str, float]:

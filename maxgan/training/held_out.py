@@ -71,13 +71,15 @@ class HeldOut:
         self.labels = None if labels is None else torch.from_numpy(labels).to(accelerator.device)
 
     @torch.no_grad()
-    def accuracies(self, discriminator: nn.Module, generator: Generator) -> dict[str, float]:
-        """Return `discriminator_accuracy_training` and `..._held_out`, the same on every process; all call it.
+    def measure(self, discriminator: nn.Module, generator: Generator) -> dict[str, float]:
+        """Return what D makes of both kinds of reals and of the samples, the same on every process; all call it.
 
-        Each is the share of all pairs of a real, of one kind or the other, and a sample, the same ones for both, in
-        which D gives the real the higher logit: what the relativistic loss works on, and for other losses the area
-        under the ROC curve; 0.5 is chance. The higher that of training images lies above the other, the more of them D
-        has learned by heart (arXiv 2006.06676, section 3).
+        `discriminator_accuracy_training` and `..._held_out` are the shares of all pairs of a real, of one kind or the
+        other, and a sample, the same ones for both, in which D gives the real the higher logit: what the relativistic
+        loss works on, and for other losses the area under the ROC curve; 0.5 is chance. `training_logit`,
+        `held_out_logit` and `sample_logit` are the mean logits: they part where the accuracies still are 1 (arXiv
+        2006.06676, figure 1). The farther those of held-out images fall below those of training images, the more of
+        the latter D has learned by heart.
 
         Args:
             discriminator: not wrapped.
@@ -104,9 +106,11 @@ class HeldOut:
                     with self.accelerator.autocast():
                         row[place] = discriminator(x, labels).float()
         held_out, training, fake = self.accelerator.reduce(logits, reduction="sum")
+        means = zip(("training_logit", "held_out_logit", "sample_logit"), (training, held_out, fake), strict=True)
         return {
             "discriminator_accuracy_training": accuracy(training, fake).item(),
             "discriminator_accuracy_held_out": accuracy(held_out, fake).item(),
+            **{name: values.mean().item() for name, values in means},
         }
 
 

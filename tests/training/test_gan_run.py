@@ -58,6 +58,12 @@ TINY = GanConfig(
     run=RunConfig(log_every=48, sample_every=96, checkpoint_every=32, keep=9, tracker="none", threads=1),
 )
 
+# What D makes of images that it has not seen.
+LOOKED_AT = {
+    "discriminator_accuracy_training", "discriminator_accuracy_held_out", "training_logit", "held_out_logit",
+    "sample_logit",
+}  # fmt: skip
+
 HIT = replace(
     TINY,
     data=DataConfig(resolution=32),
@@ -416,7 +422,7 @@ def test_scores_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert load_model(tmp_path / "run" / "generator.safetensors").info["scores"]["fd-digits"]["fd"] > 0
     # How D does on images that it has not seen is told at the end too.
     last = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
-    assert set(last) == {"images", "discriminator_accuracy_training", "discriminator_accuracy_held_out"}
+    assert set(last) == {"images", *LOOKED_AT}
 
 
 SCORED = replace(
@@ -441,8 +447,7 @@ def score_lines(directory: Path) -> list[dict[str, float]]:
 def test_scores_along_a_training_keep_the_best_generator(scored: Path, whole: Path) -> None:
     lines = score_lines(scored)
     assert [line["images"] for line in lines] == [32, 64, 96]
-    held_out = {"discriminator_accuracy_training", "discriminator_accuracy_held_out"}
-    assert set(lines[0]) == {"images", "fd", "precision", "recall", *held_out}
+    assert set(lines[0]) == {"images", "fd", "precision", "recall", *LOOKED_AT}
     best = min(lines, key=lambda line: line["fd"])
     generator = load_model(scored / "best.safetensors")
     assert generator.info["images_seen"] == best["images"]

@@ -42,7 +42,7 @@ def test_accuracies_are_shares_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None
     training, others = ImageDataset(DataConfig()), ImageDataset(DataConfig("digits-test"))
     generator, discriminator = networks()
     before = torch.get_rng_state()
-    found = HeldOut(training, "digits-test", Accelerator(cpu=True)).accuracies(discriminator, generator)
+    found = HeldOut(training, "digits-test", Accelerator(cpu=True)).measure(discriminator, generator)
     assert torch.equal(torch.get_rng_state(), before)
 
     chosen = [12 * i for i in range(30)]  # of 360
@@ -62,6 +62,9 @@ def test_accuracies_are_shares_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None
         pairs = [real > fake for real in reals for fake in fakes]
         assert found[name] == pytest.approx(sum(pairs) / 900, abs=2 / 900), name  # ties within rounding
     assert found[TRAINING] != found[HELD_OUT]
+    assert found["training_logit"] == pytest.approx(np.mean(logits[TRAINING]), abs=1e-5)
+    assert found["held_out_logit"] == pytest.approx(np.mean(logits[HELD_OUT]), abs=1e-5)
+    assert found["sample_logit"] == pytest.approx(np.mean(fakes), abs=1e-5)
 
 
 class Memory(nn.Module):
@@ -87,7 +90,9 @@ def test_a_discriminator_that_knows_its_images_by_heart_is_found_out() -> None:
     training = ImageDataset(DataConfig())
     data = HeldOut(training, "digits-test", Accelerator(cpu=True))
     assert data.count == 360
-    assert data.accuracies(Memory(training), Constant().eval()) == {TRAINING: 1.0, HELD_OUT: 0.0}
+    found = data.measure(Memory(training), Constant().eval())
+    assert found.pop("sample_logit") == 0
+    assert found == {TRAINING: 1.0, HELD_OUT: 0.0, "training_logit": 1.0, "held_out_logit": -1.0}
 
 
 def test_training_images_have_the_classes_of_the_others_and_none_comes_twice() -> None:
@@ -107,8 +112,8 @@ def test_groups_of_minibatch_deviation_are_whole() -> None:
     assert data.count == 357
     assert data.batch_size == 63
     generator, discriminator = networks(minibatch_deviation=True, minibatch_group=7)
-    found = data.accuracies(discriminator, generator)
-    assert all(0 <= value <= 1 for value in found.values())
+    found = data.measure(discriminator, generator)
+    assert all(0 <= found[name] <= 1 for name in (TRAINING, HELD_OUT))
     with pytest.raises(ValueError, match=r"has 360 images, fewer than discriminator\.minibatch_group 400: name more"):
         HeldOut(ImageDataset(DataConfig()), "digits-test", Accelerator(cpu=True), group=400)
 
@@ -141,7 +146,7 @@ from test_held_out import networks
 accelerator = Accelerator(cpu=True)
 generator, discriminator = networks()
 data = HeldOut(ImageDataset(DataConfig()), "digits-test", accelerator)
-print(accelerator.num_processes, *(value.hex() for value in data.accuracies(discriminator, generator).values()))
+print(accelerator.num_processes, *(value.hex() for value in data.measure(discriminator, generator).values()))
 accelerator.end_training()
 """
 
