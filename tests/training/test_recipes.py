@@ -65,6 +65,8 @@ def check_training(name: str, resolution: int) -> None:
             "r1",
             "discriminator_accuracy",
             "variety",
+            "gradient_norm_generator",
+            "gradient_norm_discriminator",
         }
         expected |= {"bcr_real", "bcr_fake"} if config.loss.bcr_real else set()
         expected |= {"r2"} if config.loss.r2_gamma else set()
