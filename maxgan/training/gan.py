@@ -219,7 +219,9 @@ class GanTrainer:
                     # No gradient of D is kept and the reals need none: their pass costs a forward alone.
                     real_logits = None
                     if name == "relativistic":
-                        real_logits = self._judge(real, real_draws, labels)
+                        # Told aloud: compiled code of torch 2.11 doesn't look at whether weights require gradients.
+                        with torch.no_grad():
+                            real_logits = self._judge(real, real_draws, labels)
                     loss = generator_loss(name, real_logits, self._judge(fake, fake_draws, labels))
                 self.accelerator.backward(loss / parts)
             fakes.append(fake.detach())
