@@ -41,7 +41,7 @@ PANELS = {
     "gradient norms": ("gradient_norm_generator", "gradient_norm_discriminator"),
     "signs of collapse": ("discriminator_accuracy", "variety"),
     "D on held-out images": ("discriminator_accuracy_training", "discriminator_accuracy_held_out"),
-    "logits of held-out images": ("training_logit", "held_out_logit", "sample_logit"),
+    "held-out logits": ("training_logit", "held_out_logit", "sample_logit"),
     "augmentation": ("augment_probability", "real_sign"),
     "speed": ("images_per_second",),
     "Fréchet distance": ("fd",),
