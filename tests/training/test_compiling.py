@@ -21,6 +21,8 @@ from torch import nn
 from maxgan.checkpoint import load_model
 from maxgan.config import (
     AugmentConfig,
+    BackboneConfig,
+    ClassifierConfig,
     DataConfig,
     DiscriminatorConfig,
     EvaluationConfig,
@@ -35,6 +37,7 @@ from maxgan.data.loader import ImageDataset, training_batches
 from maxgan.models import MaxViTGenerator
 from maxgan.sampling import generate
 from maxgan.training import compiling, gan_run
+from maxgan.training.classifier import ClassifierTrainer
 from maxgan.training.compiling import Compiling
 from maxgan.training.gan import GanTrainer
 
@@ -224,6 +227,25 @@ def test_a_compiled_run_is_saved_resumed_and_exported_as_any_other(tmp_path: Pat
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
     # How networks run doesn't name another run.
     assert train(config("whole", "none")) == 0
+
+
+@pytest.mark.slow
+def test_a_classifier_learns_the_same_compiled(traced: list[int]) -> None:
+    lines = []
+    for compile in ("none", "inductor"):
+        config = ClassifierConfig(
+            data=DataConfig(resolution=8),
+            backbone=BackboneConfig(stem_width=8, widths=(8,), depths=(1,), window_size=2, head_dim=4),
+            training=TrainingConfig(images=24, batch_size=8),
+            run=RunConfig(sample_every=0, compile=compile),  # type: ignore[arg-type]
+        )
+        dataset = ImageDataset(config.data)
+        accelerator = Accelerator(cpu=True, step_scheduler_with_optimizer=False)
+        trainer = ClassifierTrainer(config, dataset.facts, accelerator)
+        batches = training_batches(dataset, 8, 0)
+        lines.append([float(trainer.step(batches)["loss"]) for _ in range(3)])
+    assert len(traced) == 1
+    assert lines[1] == pytest.approx(lines[0], rel=1e-4)
 
 
 PROCESSES = """
