@@ -58,7 +58,7 @@ def test_the_networks_are_those_that_are_named() -> None:
     [
         (
             NetworksConfig("hit"),
-            {"generator": replace(GeneratorConfig(), depth=2)},
+            {"generator": replace(GanConfig().generator, depth=2)},
             r"^generator\.depth is set, but networks\.generator is hit: leave it out, or set networks\.\w+ to maxvit$",
         ),
         (NetworksConfig(), {"hit": HIT}, r"^hit\.heads is set, but networks\.generator is maxvit: leave it out"),

@@ -44,7 +44,7 @@ HIT = replace(
     MAXVIT,
     data=DataConfig(source="missing.zip", resolution=32, channels=1, labels=False),
     networks=NetworksConfig("hit"),
-    generator=GeneratorConfig(),
+    generator=GanConfig().generator,
     hit=HiTConfig(8, 4, widths=(16, 16, 8), depths=(2, 1, 1), heads=(4, 2, 2), norm_group=4),
     loss=LossConfig("non_saturating", r1_gamma=1.0, bcr_real=1.0),
     optim=OptimConfig(updates="simultaneous"),

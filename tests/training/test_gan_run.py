@@ -68,7 +68,7 @@ HIT = replace(
     TINY,
     data=DataConfig(resolution=32),
     networks=NetworksConfig("hit", "maxvit"),
-    generator=GeneratorConfig(),
+    generator=GanConfig().generator,
     hit=HiTConfig(8, 4, widths=(16, 16, 8), depths=(1, 1, 1), heads=(4, 2, 2), norm_group=4),
     discriminator=GanConfig().discriminator,
     maxvit_discriminator=MaxViTDiscriminatorConfig(width=4, depth=1, head_dim=4),
