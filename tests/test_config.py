@@ -189,7 +189,7 @@ def test_differences_are_named_with_both_values() -> None:
         (lambda: OptimConfig(discriminator_lr=-1), "optim.discriminator_lr must be above 0, and may fall to 0"),
         (lambda: OptimConfig(beta1=1), r"optim.beta1 and optim.beta2 must be in \[0, 1\), not 1, 0.99"),
         (lambda: OptimConfig(beta2=-0.1), "optim.beta2 must be in"),
-        (lambda: EmaConfig(half_life=-1), "ema.half_life and ema.warmup must be 0 or more, not -1, 0.2"),
+        (lambda: EmaConfig(half_life=-1), "ema.half_life and ema.warmup must be 0 or more, not -1, 0.4"),
         (lambda: GanEmaConfig(others=(5, 5)), r"ema.others must be different half-lives above 0, not \[5, 5\]"),
         (lambda: GanEmaConfig(power=(0.3,)), r"ema.power must be .* below 0.2887, not \[0.3\]: take \[0.05, 0.1\]"),
         (lambda: BestAverageConfig(sigma_rels=(0,)), r"sigma_rels must be above 0 and below 0.2887, not \[0\]"),

@@ -17,8 +17,8 @@ FOLDER = Path(__file__).parents[1] / "configs"
 # Parameters of generator and discriminator.
 GANS = {
     "cifar10.yaml": (21_319_571, 13_922_433),
-    "cifar10_study.yaml": (679_979, 1_276_057),
-    "digits.yaml": (635_549, 1_259_089),
+    "cifar10_study.yaml": (654_375, 1_276_057),
+    "digits.yaml": (609_945, 1_259_089),
     "ffhq256.yaml": (24_137_051, 28_862_593),
     "imagenet128_best.yaml": (18_566_355, 23_880_833),
     "imagenet128_hit.yaml": (32_866_627, 23_880_833),

@@ -143,8 +143,8 @@ def test_the_course_of_a_run_is_read_with_its_times(study: ModuleType, tmp_path:
 def test_settings_of_all_runs_can_be_given(study: ModuleType) -> None:
     changed = study.settings_of(["data.source=a=b.zip", "run.threads=1"])
     assert changed == {"data.source": "a=b.zip", "run.threads": "1"}
-    runs = study.plan(FOLDER / "digits.yaml", Path("out"), ["default", "no_norm"], changed)
-    assert [run.variant for run in runs] == ["default", "no_norm"] * 3
+    runs = study.plan(FOLDER / "digits.yaml", Path("out"), ["attention_everywhere", "no_norm"], changed)
+    assert [run.variant for run in runs] == ["attention_everywhere", "no_norm"] * 3
     for run in runs:
         config = SimpleNamespace(**dict(flag[2:].split("=", 1) for flag in run.command[3:]))
         assert vars(config)["data.source"] == "a=b.zip" and vars(config)["run.threads"] == "1"

@@ -25,7 +25,7 @@ class GanConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     networks: NetworksConfig = field(default_factory=NetworksConfig)
-    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    generator: GeneratorConfig = field(default_factory=lambda: GeneratorConfig(orders=("C",)))
     hit: HiTConfig = field(default_factory=HiTConfig)
     residual_generator: ResidualGeneratorConfig = field(default_factory=ResidualGeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=lambda: DiscriminatorConfig(3 / 64, 192))

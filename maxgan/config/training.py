@@ -48,7 +48,7 @@ class EmaConfig:
 
     half_life: Scheduled = 20_000
     """Half-life in images seen, or its schedule; 0 for no average."""
-    warmup: float = 0.2
+    warmup: float = 0.4
     """Early in training the half-life is at most this fraction of the images seen; 0 switches the warm-up off."""
 
     def __post_init__(self) -> None:
