@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy
 import torch
-from evaluation import CLASSES, DIM, PROTOCOL, Given, ours
+from evaluation import CLASSES, CLEAN_FID_HAS_DISTANCE, DIM, PROTOCOL, Given, ours
 from stand_ins import save_archive, save_port
 from torch import Tensor, nn
 from torch_fidelity.datasets import ImagesPathDataset
@@ -52,6 +51,14 @@ PART, BATCH, SEED, FEW = 250, 25, 2020, 64
 RIVALS = {"fidelity-tf1": "ours-tf1", "cleanfid-legacy_tensorflow": "ours-tf1", "cleanfid-clean": "ours-clean"}
 Look = Callable[[list[Path]], Tensor]
 Pair = tuple[Tensor, Tensor]
+
+
+def add_sets(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name two sets of images."""
+    parser.add_argument("--reals", required=True, help="source of images")
+    parser.add_argument("--fakes", required=True, help="source of other images")
+    parser.add_argument("--images", type=int, default=1000, help="of each set")
+    parser.add_argument("--resolution", type=int, default=128, help="that both are cut to")
 
 
 def write_folder(source: str, count: int, resolution: int, folder: Path) -> list[Path]:
@@ -253,7 +260,7 @@ def compared(tool: str, mine: Pair, theirs: Pair) -> dict[str, Any]:
     truth = rootless(*seen)
     own = scores.frechet_distance_of_features
     facts["maths"] = differences(our_others(*exact), others(*exact))
-    has_distance = tool != "cleanfid" or tuple(map(int, scipy.__version__.split(".")[:2])) < (1, 18)
+    has_distance = tool != "cleanfid" or CLEAN_FID_HAS_DISTANCE
     if has_distance:
         few = tuple(x[:, :FEW] for x in exact)
         facts["maths"]["fd_at_full_rank"] = abs(own(*few) / distance(*few) - 1)
@@ -268,10 +275,7 @@ def compared(tool: str, mine: Pair, theirs: Pair) -> dict[str, Any]:
 def main() -> None:
     """Extract, compare, print and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reals", required=True, help="source of images")
-    parser.add_argument("--fakes", required=True, help="source of other images")
-    parser.add_argument("--images", type=int, default=1000, help="of each set")
-    parser.add_argument("--resolution", type=int, default=128, help="that both are cut to")
+    add_sets(parser)
     parser.add_argument("--weights", type=Path, help="folder of both published files; unset: stand-ins are made")
     parser.add_argument("--work", type=Path, required=True, help="folder of images and features")
     parser.add_argument("--tools", nargs="+", choices=RIVALS, default=list(RIVALS))

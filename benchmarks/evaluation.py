@@ -40,6 +40,8 @@ from maxgan.evaluation.features import Collector, FeatureSet
 from maxgan.evaluation.protocols import PROTOCOLS, Protocol
 
 DIM, CLASSES = 2048, 1008
+# SciPy 1.18 gives its root of a matrix in another form than clean-fid takes.
+CLEAN_FID_HAS_DISTANCE = tuple(map(int, scipy.__version__.split(".")[:2])) < (1, 18)
 PROTOCOL = PROTOCOLS["fid50k-train-2015-tf1"]
 IN_PART = replace(PROTOCOL, metrics=("frechet", "kernel"))
 KEYS = {
@@ -156,7 +158,7 @@ def main() -> None:
     lines: dict[str, float] = {}
     scores: dict[str, dict[str, float]] = {}
     for name, function in SIDES.items():
-        if name == "cleanfid" and tuple(map(int, scipy.__version__.split(".")[:2])) >= (1, 18):
+        if name == "cleanfid" and not CLEAN_FID_HAS_DISTANCE:
             print("clean-fid's Fréchet distance needs SciPy below 1.18: it is left out")
         elif options.side in ("all", name):
             arguments = (extractor, sets, options.device, options.batch)

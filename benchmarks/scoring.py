@@ -30,12 +30,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import scipy
 import torch
 import torch.nn.functional as F
 import torch_fidelity
-from agreement import write_folder
-from evaluation import CLASSES, DIM, IN_PART, KEYS, PROTOCOL, timed
+from agreement import add_sets, write_folder
+from evaluation import CLASSES, CLEAN_FID_HAS_DISTANCE, DIM, IN_PART, KEYS, PROTOCOL, timed
 from stand_ins import save_port
 from timing import environment, write_report
 from torch import Tensor, nn
@@ -199,10 +198,7 @@ def measure(side: str, options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Write the files, measure all sides in turn, print the ratios and write JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reals", required=True, help="source of images")
-    parser.add_argument("--fakes", required=True, help="source of other images")
-    parser.add_argument("--images", type=int, default=1000, help="of each set")
-    parser.add_argument("--resolution", type=int, default=128, help="that both are cut to")
+    add_sets(parser)
     parser.add_argument("--work", type=Path, required=True, help="folder of images and weights")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
@@ -224,7 +220,7 @@ def main() -> None:
         setattr(options, name, str(folder))
     if not (options.work / PORT_2015.name).exists():
         save_port(options.work)
-    if tuple(map(int, scipy.__version__.split(".")[:2])) >= (1, 18) and "cleanfid" in options.sides:
+    if not CLEAN_FID_HAS_DISTANCE and "cleanfid" in options.sides:
         print("clean-fid's Fréchet distance needs SciPy below 1.18: it is left out")
         options.sides.remove("cleanfid")
     once = [side for side in options.sides if side in ("whole", "forward")]

@@ -93,6 +93,7 @@ _UNKNOWN_PART = re.compile(r"""Parser key "(?P<name>[\w.]+)":.* Option '(?P<part
 _WRONG_PART = re.compile(
     r'Parser key "(?P<name>[\w.]+)":.* Parser key "(?P<part>\w+)": .*?(?:Got|Given) value: (?P<value>.*?) Given value'
 )
+_FIELD_OF_A_FIELD = re.compile(r"NestedArg\(key='([\w.]+)'")
 _OWN_RULE = re.compile(r"Union subtypes .* - (?!Expected)(.+?) Given value type")
 _NO_VALUE = re.compile(r"argument (--[\w.]+): expected one argument")
 
@@ -102,8 +103,10 @@ def _one_sentence(message: str, types: dict[str, Any], argv: Sequence[str]) -> s
     message = " ".join(message.split())
     if found := _UNKNOWN_PART.search(message) or _WRONG_PART.search(message):
         name, parts = f"{found['name']}.{found['part']}", _parts(found["name"], types)
-        if name in parts and "NestedArg" not in (value := found["value"]):  # else a field of a field
-            return f"{name} must be {_in_words(parts[name])}, not {value}"
+        if deeper := _FIELD_OF_A_FIELD.search(found.groupdict().get("value") or ""):
+            name += f".{deeper[1]}"
+        if name in parts:
+            return f"{name} must be {_in_words(parts[name])}, not {found['value']}"
         fields = ", ".join(part.rpartition(".")[2] for part in parts)
         return f"there is no setting {name!r}: a schedule has the fields {fields}"
     if found := _UNKNOWN_FLAG.search(message) or _UNKNOWN_FIELD.search(message) or _UNKNOWN_OPTION.search(message):

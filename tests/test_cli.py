@@ -141,6 +141,7 @@ NO_PART = "there is no setting 'optim.lr.{}': a schedule has the fields start, e
         ("--optim.eps=abc", "optim.eps must be a number, not abc"),
         ("--optim.lr={start: 1, edn: 2}", NO_PART.format("edn")),
         ("--optim.lr.start=x", "optim.lr.start must be a number, not x"),
+        ("--optim.lr.start.x=3", NO_PART.format("start.x")),
         ("--optim.lr.strat=3", NO_PART.format("strat")),
         ("--loss.r1_gamma={start: x, end: 1}", "loss.r1_gamma.start must be a number, not x"),
         ("--ema.half_life={start: 1, end: 2, shape: oval}", "ema.half_life.shape must be cosine or linear, not oval"),

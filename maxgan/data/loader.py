@@ -98,6 +98,11 @@ class ImageDataset:
             return self.augment(pixels.copy(), rng)
         return pixels.copy()
 
+    @property
+    def random(self) -> bool:
+        """Whether anything about an image in training is drawn at random."""
+        return self.config.crop in ("random", "resized") or self.config.flip or self.augment is not None
+
     def flips(self, rng: np.random.Generator) -> bool:
         """Whether an image is mirrored; `rng` is that of its position."""
         return self.config.flip and rng.random() < 0.5
@@ -175,7 +180,9 @@ class _Stream(Dataset[Batch | str]):
         indices = self.indices(positions)
         try:
             with _mapping(self.dataset.source, 0) as each:
-                images = list(each(self.dataset.read, indices, map(self.rng, positions)))
+                # A generator of random numbers takes as long as a small image, and most sets draw nothing from it.
+                rngs = map(self.rng, positions) if self.dataset.random else itertools.repeat(None)
+                images = list(each(self.dataset.read, indices, rngs))
         except ValueError as error:
             return str(error)
         return _batch(self.dataset, indices, images)
