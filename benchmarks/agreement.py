@@ -67,7 +67,7 @@ def write_folder(source: str, count: int, resolution: int, folder: Path) -> list
         dataset = ImageDataset(DataConfig(source=source, resolution=resolution, channels=3, labels=False))
         chosen = np.linspace(0, len(dataset) - 1, count).astype(int).tolist()
         parts = evaluation_batches(dataset, BATCH, chosen)
-        write_images((Batch(range(i * BATCH, (i + 1) * BATCH), x, None) for i, (x, _) in enumerate(parts)), folder)
+        write_images((Batch(range(i * BATCH, i * BATCH + len(x)), x, None) for i, (x, _) in enumerate(parts)), folder)
     return sorted(folder.glob("*.png"))[:count]
 
 
