@@ -73,7 +73,9 @@ def stage_orders(section: str, stages: int, order: str, orders: tuple[str, ...] 
     """
     last = orders or ()
     if len(last) > stages:
-        raise ValueError(f"{section}.orders {last} has {len(last)} entries, but there are {stages} stages")
+        raise ValueError(
+            f"{section}.orders {last} has {len(last)} entries, but there are {stages} stages: give at most one for each"
+        )
     return (order,) * (stages - len(last)) + last
 
 
@@ -101,4 +103,6 @@ def stage_windows(
 
 def _check_length(setting: str, values: tuple[int, ...] | tuple[str, ...], stages: int) -> None:
     if len(values) != stages:
-        raise ValueError(f"{setting} {values} has {len(values)} entries, but there are {stages} stages")
+        raise ValueError(
+            f"{setting} {values} has {len(values)} entries, but there are {stages} stages: give one for each"
+        )

@@ -51,7 +51,7 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         if n % self.group:
             raise ValueError(
-                f"ghost BatchNorm: {n} images don't split into groups of {self.group}: make generator.norm_group "
+                f"ghost BatchNorm: {n} images don't split into groups of {self.group}: make the generator's norm_group "
                 f"divide the images a process holds at once (batch_size / processes / accumulation)"
             )
         # Sums in float32 at least, whatever the autocast type, as BatchNorm itself takes them.

@@ -23,14 +23,18 @@ def test_rules_hold_unless_settings_are_given() -> None:
 @pytest.mark.parametrize(
     ("function", "arguments", "message"),
     [
-        (stage_widths, ([8, 8], (8,), 8), r"g\.widths \(8,\) has 1 entries, but there are 2 stages"),
+        (stage_widths, ([8, 8], (8,), 8), r"g\.widths \(8,\) has 1 entries, but there are 2 stages: give one"),
         (stage_widths, ([8, 8], (8, 12), 8), r"\(8, 12\) must be multiples of g\.head_dim 8: change g\.widths or"),
         (stage_widths, ([24, 20], None, 8), r"\(24, 20\) must be multiples of g\.head_dim 8: change g\.width or"),
         (stage_widths, ([8], None, 0), r"g\.head_dim must be at least 1, not 0"),
-        (stage_depths, (2, 1, (1, 1, 1)), r"g\.depths \(1, 1, 1\) has 3 entries, but there are 2 stages"),
+        (stage_depths, (2, 1, (1, 1, 1)), r"g\.depths \(1, 1, 1\) has 3 entries, but there are 2 stages: give one"),
         (stage_depths, (2, 0, None), r"g\.depths must be at least 1 in every stage, not \(0, 0\)"),
-        (stage_orders, (1, "C", ("C", "C")), r"g\.orders \('C', 'C'\) has 2 entries, but there are 1 stages"),
-        (stage_windows, ([4, 8], 8, (4,)), r"g\.window_sizes \(4,\) has 1 entries, but there are 2 stages"),
+        (
+            stage_orders,
+            (1, "C", ("C", "C")),
+            r"g\.orders \('C', 'C'\) has 2 entries, but there are 1 stages: give at most",
+        ),
+        (stage_windows, ([4, 8], 8, (4,)), r"g\.window_sizes \(4,\) has 1 entries, but there are 2 stages: give one"),
         (stage_windows, ([4, 8], 6, None), r"g\.window_size 6 does not fit the 8 x 8 map: use a power of two"),
         (stage_windows, ([4, 8], 8, (4, 16)), r"g\.window_sizes 16 does not fit the 8 x 8 map: use a divisor"),
         (stage_windows, ([4, 8], 8, (1, 8)), r"g\.window_sizes 1 does not fit the 4 x 4 map"),

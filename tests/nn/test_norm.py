@@ -101,7 +101,7 @@ def test_statistics_of_bfloat16_maps_are_taken_in_float32() -> None:
 def test_a_batch_that_does_not_split_into_groups_is_refused() -> None:
     norm = GhostBatchNorm2d(3, 4)
     before: dict[str, Tensor] = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
-    with pytest.raises(ValueError, match=r"6 images don't split into groups of 4: make generator\.norm_group"):
+    with pytest.raises(ValueError, match=r"6 images don't split into groups of 4: make the generator's norm_group"):
         norm(torch.randn(6, 3, 2, 2))
     torch.testing.assert_close(norm.state_dict(), before, rtol=0, atol=0)
 
