@@ -163,17 +163,17 @@ class GanRun:
         self.export(self.score())
 
     def picture(self) -> None:
-        """Write a grid of samples from latents that stay the same through the run; with classes, a column for each."""
+        """Write a grid of samples from latents that stay the same through the run; with classes, a column is of one."""
         if not self.accelerator.is_main_process:
             return
-        classes = list(range(min(self.dataset.facts.num_classes, GRID_COLUMNS))) or None
-        batches = generate(self.generator(), range(GRID_IMAGES), GRID_IMAGES, self.accelerator.device, classes)
+        classes, columns = grid_classes(self.dataset.facts.num_classes)
+        seeds = range(GRID_IMAGES // columns * columns)
+        batches = generate(self.generator(), seeds, GRID_IMAGES, self.accelerator.device, classes or None)
         images = torch.cat([batch.images for batch in batches])
-        columns = len(classes) if classes else GRID_COLUMNS
         save_picture(image_grid(images, columns), self.directory / "samples" / f"{self.trainer.images_seen:09d}.png")
 
     def picture_of_reals(self) -> None:
-        """Write a grid of training images; with classes, a column for each."""
+        """Write a grid of training images; with classes, a column is of one."""
         path = self.directory / "reals.png"
         if not self.accelerator.is_main_process or path.exists():
             return
@@ -214,17 +214,22 @@ class GanRun:
         return dict(scores.metrics)
 
 
+def grid_classes(num_classes: int) -> tuple[list[int], int]:
+    """Return the classes that a grid shows in turn, the first ones, and its columns, as many times their number as fit:
+    so a column is of one class, and few classes don't make a strip."""
+    shown = min(num_classes, GRID_COLUMNS)
+    return list(range(shown)), GRID_COLUMNS // shown * shown if shown else GRID_COLUMNS
+
+
 def grid_of_reals(dataset: ImageDataset) -> tuple[list[int], int]:
-    """Return the indices of the first images for a grid, and its columns: one for each of the first classes."""
-    if dataset.labels is None:
+    """Return the indices of the first images for a grid, and its columns, those of `grid_classes`."""
+    classes, columns = grid_classes(dataset.facts.num_classes)
+    members = [np.flatnonzero(dataset.labels == label) for label in classes] if dataset.labels is not None else []
+    each = columns // len(members) if members else 0
+    rows = min([GRID_IMAGES // columns, *(len(group) // each for group in members)])
+    if not members or rows == 0:
         return list(range(min(GRID_IMAGES, len(dataset)))), GRID_COLUMNS
-    shown = min(dataset.facts.num_classes, GRID_COLUMNS)
-    rows = GRID_IMAGES // GRID_COLUMNS
-    members = [np.flatnonzero(dataset.labels == label)[:rows] for label in range(shown)]
-    filled = min(len(group) for group in members)
-    if filled == 0:
-        return list(range(min(GRID_IMAGES, len(dataset)))), GRID_COLUMNS
-    return [int(group[row]) for row in range(filled) for group in members], shown
+    return [int(group[place]) for place in range(rows * each) for group in members], columns
 
 
 def choose_scorer(config: GanConfig, facts: ImageFacts, accelerator: Accelerator) -> Scorer | None:

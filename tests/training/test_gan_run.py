@@ -39,6 +39,7 @@ from maxgan.config import (
     RunConfig,
     TrainingConfig,
 )
+from maxgan.data.loader import ImageDataset
 from maxgan.models import HiTGenerator
 from maxgan.sampling import generate, load_generator
 from maxgan.training import gan_run
@@ -402,6 +403,27 @@ def test_unlabelled_training_and_scores_that_cannot_be_made(tmp_path: Path, caps
     assert "no embedded extractor" in capsys.readouterr().out
     generator = load_model(tmp_path / "run" / "generator.safetensors")
     assert (generator.resolution, generator.channels, generator.num_classes) == (8, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "columns", "images"),
+    [(0, 10, 100), (1, 10, 100), (2, 10, 100), (3, 9, 99), (7, 7, 98), (1000, 10, 100)],
+)
+def test_a_column_of_a_grid_is_of_one_class_and_few_classes_make_no_strip(
+    num_classes: int, columns: int, images: int, tmp_path: Path
+) -> None:
+    classes, found = gan_run.grid_classes(num_classes)
+    assert (len(classes), found) == (min(num_classes, 10), columns)
+    # Enough of each class, in an order that helps nobody.
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(max(num_classes, 1)), 100))
+    content = {"images": np.zeros((len(labels), 8, 8, 1), np.uint8), **({"labels": labels} if num_classes else {})}
+    np.savez(tmp_path / "set.npz", **content)
+    dataset = ImageDataset(DataConfig(source=str(tmp_path / "set.npz")))
+    indices, found = gan_run.grid_of_reals(dataset)
+    assert (len(indices), len(set(indices)), found) == (images, images, columns)
+    if num_classes:
+        rows = labels[indices].reshape(-1, columns)
+        assert (rows == np.resize(classes, columns)).all()
 
 
 @pytest.mark.parametrize("resolution", [12, 2048])
