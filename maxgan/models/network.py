@@ -154,9 +154,11 @@ class Network(nn.Module, ModelHubMixin, library_name="maxgan", model_card_templa
         """
         path = Path(pretrained_model_name_or_path)
         if path.is_dir():
-            # A run's folder holds its export under another name.
+            # A run's folder holds its export under another name, and perhaps another export beside it.
             files = sorted(path.glob("*.safetensors"))
             path = files[0] if len(files) == 1 else path / SAFETENSORS_SINGLE_FILE
+            if files and not path.is_file():
+                raise ValueError(f"{path.parent} holds {', '.join(file.name for file in files)}: name one of them")
         elif not path.is_file() and path.suffix != ".safetensors":
             try:
                 path = Path(

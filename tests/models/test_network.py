@@ -221,6 +221,10 @@ def test_from_pretrained_says_where_it_looked(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"there is no model file .*empty/model.safetensors"):
         Network.from_pretrained(tmp_path / "empty")
+    for name in ("generator", "best"):
+        (tmp_path / "empty" / f"{name}.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"empty holds best.safetensors, generator.safetensors: name one of them"):
+        Network.from_pretrained(tmp_path / "empty")
     for name in ("someone/something", "no/such/folder"):
         with pytest.raises(ValueError, match=f"{name} is neither a file nor a folder here"):
             Network.from_pretrained(name, local_files_only=True, cache_dir=tmp_path / "cache")
