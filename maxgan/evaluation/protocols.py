@@ -146,6 +146,8 @@ def choose_protocol(
         chosen = extractor if extractor is not None else (name or "").removeprefix("fd-")
         if not chosen:
             raise ValueError("name a protocol, or an extractor to compare by")
+        if published := [known.name for known in PROTOCOLS.values() if known.extractor == chosen]:
+            raise ValueError(f"extractor {chosen} is that of {', '.join(published)}: set protocol to one in its place")
         loaded: Extractor = load_extractor(chosen, weights=weights, trust_weights=trust_weights)
         protocol = feature_protocol(loaded)
         if name not in (None, protocol.name):
