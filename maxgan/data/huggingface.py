@@ -156,7 +156,7 @@ def library(name: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise ValueError(f"data.source {name} needs the library datasets: pip install 'maxgan[huggingface]'") from error
+        raise ValueError(f"data.source {name} needs the library datasets: pip install 'datasets>=4'") from error
     if int(datasets.__version__.split(".")[0]) < _OLDEST:
         raise ValueError(
             f"data.source {name} needs datasets {_OLDEST} or newer, not {datasets.__version__}, which would run code "

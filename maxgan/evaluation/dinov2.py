@@ -35,7 +35,7 @@ class DinoV2(nn.Module):
         try:
             import timm
         except ImportError as error:
-            raise ValueError("DINOv2 needs timm: pip install maxgan[timm]") from error
+            raise ValueError("DINOv2 needs timm: pip install timm") from error
         self.size = size
         name = f"vit_{size}_patch{PATCH}_dinov2"
         self.network = timm.create_model(name, pretrained=False, img_size=RESOLUTION, num_classes=0)

@@ -1,6 +1,6 @@
 """Our backbones in timm's registry: after `import maxgan.models.registry`, `timm.create_model("maxgan_maxvit_tiny")`.
 
-An optional extra: it needs timm (`pip install maxgan[timm]`).
+An optional extra: it needs timm (`pip install timm`).
 """
 
 from __future__ import annotations

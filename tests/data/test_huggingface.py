@@ -124,7 +124,7 @@ def test_the_library_is_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"needs datasets 4 or newer, not 3\.6\.0"):
         open_source("hf:a/b")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match=r"needs the library datasets: pip install 'maxgan\[huggingface\]'"):
+    with pytest.raises(ValueError, match=r"needs the library datasets: pip install 'datasets>=4'"):
         open_source("hf:a/b")
 
 
