@@ -26,8 +26,9 @@ from maxgan.files import TEMPORARY_PREFIX, atomic_path, naming_full_disk, refuse
 
 METADATA = "dataset.json"
 # Who wrote a folder: only such a one is ever replaced.
-NO_FORMATS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".tar", ".gz", ".npy", ".pt", ".pth", ".safetensors"}
 MAKER = {"made_by": "maxgan"}
+# Endings of files that are no folder's name, and not written.
+NO_FORMATS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".tar", ".gz", ".npy", ".pt", ".pth", ".safetensors"}
 ARCHIVES = (".zip", ".npz")
 ENCODERS = 4
 QUEUE = 32 * ENCODERS

@@ -64,8 +64,11 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Augmentation T of all that the discriminator sees in training: D(x) is D(T(x)) in both losses, in the penalties,
-    whose gradient is taken by x, before T, and in bCR. One T is drawn for each image and update of a network."""
+    """Augmentation T of all that the discriminator sees in training.
+
+    D(x) is D(T(x)) in both losses, in the penalties, whose gradient is taken by x, before T, and in bCR. One T is drawn
+    for each image and update of a network.
+    """
 
     policy: str | None = None
     """What T is made of, joined by commas: `ada`, or some of its parts `xflip`, `rotate90`, `xint`, `scale`, `rotate`,

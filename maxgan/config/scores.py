@@ -26,8 +26,8 @@ class ScoreConfig:
     """`fid50k-train-2015-clean`, `fid50k-train-2015-tf1`, `adm-train-npz`, `hit-val50k`, or `fd-NAME` of a classifier;
     unset: that of the extractor."""
     extractor: str | None = None
-    """`digits` (embedded) or the file of a classifier exported by train_classifier.py; unset: `digits` for the digits,
-    none else."""
+    """`digits` or `cifar10` (embedded), the file of a classifier exported by train_classifier.py, or `dinov2` with
+    weights; unset: `digits` for the digits, none else."""
     weights: str | None = None
     """File of the weights of a published extractor, such as Inception; unset: where they are usually downloaded to."""
     trust_weights: bool = False
