@@ -122,18 +122,21 @@ class Frame:
         return parts
 
 
-def chart(title: str, curves: dict[str, Points], end: float) -> Markup:
+def chart(title: str, curves: dict[str, Points], end: float, fractions: bool = False) -> Markup:
     """Return a figure with curves over images seen, a legend that shows values, and the data that its script reads.
 
     Args:
         title: of the chart.
         curves: name -> images seen and values, in order, at least one point each.
         end: images of the whole axis.
+        fractions: let the other axis go from 0 to 1.
     """
     drawn = {name: thin(points) for name, points in curves.items()}
     values = [y for _, ys in drawn.values() for y in ys]
     low, high = min(values), max(values)
     last = max(xs[-1] for xs, _ in drawn.values())
+    if fractions:
+        low, high = 0.0, 1.0
     y_axis = log_axis(low, high) if low > 0 and high / low > LOG_RATIO else linear_axis(low, high)
     frame = Frame(linear_axis(0, max(end, last), whole=True), y_axis)
     parts, legend, data = frame.draw(), [], []

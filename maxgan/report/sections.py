@@ -10,6 +10,7 @@ from maxgan.report.markup import Markup, duration, join, missing, plain, table, 
 from maxgan.report.pictures import SHOWN, embed, spread
 from maxgan.report.record import NEIGHBOURS, Record
 from maxgan.training import classifier_run, gan_run
+from maxgan.training.pictures import FRACTIONS
 
 EXPLORED = {
     "classes.png": "A row for each class; the same latents in every row",
@@ -90,7 +91,9 @@ def curves_section(record: Record) -> Markup:
             f"There are no metrics: the run stopped, or failed, before their first line.{first} Its terminal says why."
         )
     end = record.images or record.images_seen
-    charts = (chart(title, curves, end) for title, curves in panels.items() if title != "speed")
+    charts = (
+        chart(title, curves, end, FRACTIONS.issuperset(curves)) for title, curves in panels.items() if title != "speed"
+    )
     hint = "Point at a chart, or focus it and use the arrow keys, to read values."
     return join(tag("p", hint), tag("div", *charts, class_="charts"))
 

@@ -14,6 +14,11 @@ COLUMNS = 4
 """The most panels in a row."""
 DOTTED = 30
 """Up to so many points of a curve each gets a dot: one alone would not be seen."""
+FRACTIONS = frozenset(
+    {"discriminator_accuracy_training", "discriminator_accuracy_held_out", "precision", "recall", "coverage"}
+)
+"""Metrics whose panel goes from 0 to 1: they come with scores, so few at first, and a narrow axis would make much of a
+hundredth."""
 
 
 def plot_curves(
@@ -42,6 +47,8 @@ def plot_curves(
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("images seen")
         axes.set_xlim(0, 1.02 * last)
+        if FRACTIONS.issuperset(names):
+            axes.set_ylim(0, 1.02)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     with atomic_path(path) as temporary:

@@ -81,6 +81,15 @@ def test_curves_go_through_their_points() -> None:
     assert "mean of 3 lines" in chart("loss", {"loss": (range(900), range(900))}, 2)
 
 
+def test_fractions_are_shown_on_all_of_their_axis() -> None:
+    svg = chart("D on held-out images", {"training": ([100], [0.75]), "held out": ([100], [0.5])}, 100, fractions=True)
+    (data,) = re.findall(r'<script type="application/json">(.*?)</script>', svg)
+    (_, training), (_, held_out) = (curve["places"][0] for curve in json.loads(data)["curves"])
+    # 225 units high with 10 above and 40 below the chart, so that a quarter of the axis has 43.75.
+    assert held_out - training == pytest.approx(43.75)
+    assert held_out == pytest.approx(10 + 175 / 2)
+
+
 def test_text_is_escaped_and_markup_is_not() -> None:
     assert tag("b", "a < b & c", title='"x" & <y>') == '<b title="&quot;x&quot; &amp; &lt;y&gt;">a &lt; b &amp; c</b>'
     assert tag("p", tag("i", "<"), None, Markup("<br>"), hidden=True, id=None) == "<p hidden><i>&lt;</i><br></p>"
