@@ -42,7 +42,7 @@ def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="has its own extractor"):
         choose_protocol("hit-val50k", "digits")
     # Its setting `resize` would be asked for, which only protocols have.
-    with pytest.raises(ValueError, match="inception-2015 is that of fid50k-train-2015-clean, .* set protocol to one"):
+    with pytest.raises(ValueError, match=r"inception-2015 is that of fid50k-train-2015-clean, .*: set protocol to one"):
         choose_protocol(None, "inception-2015")
     with pytest.raises(ValueError, match="name a protocol, or an extractor"):
         choose_protocol(None)
