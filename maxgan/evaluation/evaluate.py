@@ -310,12 +310,14 @@ def make_scorer(
     """
     name = settings.extractor or (default_extractor(source) if settings.protocol is None else None)
     reference = settings.reference or default_reference(source)
-    if (name is None and settings.protocol is None) or not reference:
+    if name is None and settings.protocol is None:
         raise ValueError(
             f"there is no embedded extractor for {source or 'unknown images'}: set extractor "
             f"({', '.join(sorted(packaged_extractors()))}, or the file of a classifier of yours) or protocol "
-            f"({', '.join(PROTOCOLS)}), and in reference the images to compare with"
+            f"({', '.join(PROTOCOLS)})" + ("" if reference else ", and in reference the images to compare with")
         )
+    if not reference:
+        raise ValueError("reference is missing: set it to the images to compare with, or an npz of their statistics")
     protocol, extractor = choose_protocol(settings.protocol, name, settings.weights, settings.trust_weights)
     protocol = customised(protocol, settings.metrics, settings.resamples, settings.extrapolation_points)
     if isinstance(fakes, str):

@@ -241,8 +241,8 @@ def choose_scorer(config: GanConfig, facts: ImageFacts, accelerator: Accelerator
     if not named and default_extractor(config.data.source) is None:
         accelerator.print(
             "no scores at the end: this data has no embedded extractor; name a published protocol in "
-            "evaluation.protocol, or train a classifier with train_classifier.py and name its file in "
-            "evaluation.extractor"
+            "evaluation.protocol, or in evaluation.extractor an embedded one (cifar10) or the file of a classifier of "
+            "train_classifier.py"
         )
         return None
     return make_scorer(settings, config.data.source, accelerator, facts, data=config.data)

@@ -134,6 +134,7 @@ def test_the_script_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
         ),
         (["--fakes=digits-test", "--n=12"], "n and truncation are for a generator, and digits-test is none"),
         ([f"--fakes={tmp_path}", "--extractor=inception"], "there is no extractor inception"),
+        (["--fakes=digits-test", "--protocol=fd-digits"], "reference is missing"),
         (["--n=1"], "n must be at least 2"),
     ):
         with pytest.raises(SystemExit) as stop:
@@ -149,7 +150,9 @@ def test_a_generator_of_other_images_is_not_judged_by_digits(
     export_model(generator, tmp_path / "run" / "generator.safetensors", {"source": "photos.zip"})
     with pytest.raises(SystemExit):
         evaluate.main([f"--fakes={tmp_path}/run", "--cpu=true", "--threads=1"])
-    assert "there is no embedded extractor for photos.zip" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "there is no embedded extractor for photos.zip: set extractor (cifar10, digits" in said
+    assert "reference" not in said  # that is what it was trained on
 
 
 def test_an_output_of_no_known_format_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
