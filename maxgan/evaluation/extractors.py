@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ class ModuleExtractor:
         mean, std: in grey levels 0..255, one number or one for each channel; the defaults show [-1, 1], (0, 255) would
             show [0, 1].
         resize: a name of `maxgan.evaluation.resize.RESIZES`.
-        digest: SHA-256 of its file; unset: of its weights.
+        digest: SHA-256 of its file; unset: of its weights and of how it is shown images.
         unquantised: whether it also takes floating-point images in [-1, 1].
 
     Raises:
@@ -124,8 +125,12 @@ class ModuleExtractor:
             parameter.requires_grad_(False)
         self._device = torch.device("cpu")
         self.name, self.resize, self.unquantised = name, resize, unquantised
-        self.digest = weights_digest(module) if digest is None else digest
         self.resolution, self.channels, self.num_classes = resolution, channels, num_classes
+        if digest is None:
+            # The same weights that see images otherwise give other features, for which no kept reference may stand.
+            shown = (type(module).__qualname__, resolution, channels, self._mean.tolist(), self._std.tolist())
+            digest = hashlib.sha256(f"{weights_digest(module)} {shown}".encode()).hexdigest()
+        self.digest = digest
 
     def to(self, device: torch.device | str) -> Self:
         """Move to a device and return itself."""

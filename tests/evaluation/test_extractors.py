@@ -172,7 +172,18 @@ def test_any_module_sees_the_range_that_it_asks_for() -> None:
     ModuleExtractor(module, "means", resolution=8, mean=0, std=255)(images)
     assert torch.equal(module.seen, images.float() / 255)
     other = ModuleExtractor(Means(False), "means", resolution=8)
-    assert other.digest == extractor.digest
+    # What is shown otherwise gives other features: the digest, under which references are kept, must tell them apart.
+    settings: list[dict[str, Any]] = [
+        {"mean": mean, "std": std},
+        {"mean": 1},
+        {"std": 255},
+        {"resolution": 12},
+        {"channels": 1},
+    ]
+    digests = [ModuleExtractor(Means(False), "means", **{"resolution": 8, **each}).digest for each in settings]
+    assert digests[0] == extractor.digest
+    assert len({other.digest, *digests}) == 6
+    assert ModuleExtractor(Means(True), "means", resolution=8).digest == other.digest
     with torch.no_grad():
         module.scale += 1
     assert ModuleExtractor(module, "means", resolution=8).digest != other.digest
