@@ -6,6 +6,7 @@ import hashlib
 import io
 import warnings
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -62,7 +63,7 @@ def find_weights(file: WeightFile, path: str | Path | None = None, trust: bool =
             is another than the published.
     """
     if path is not None:
-        found = Path(path)
+        found = Path(path).expanduser()
         if not found.is_file():
             raise ValueError(f"there is no weight file {found}: fetch {file.url}{_made(file)} and name it")
     else:
@@ -134,7 +135,7 @@ def _download(file: WeightFile) -> Path:
             if not path.is_file():
                 # It comes under a temporary name, which it loses once its checksum has been found right.
                 torch.hub.download_url_to_file(file.url, str(path), file.sha256)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, HTTPException) as error:
         raise ValueError(f"{file.name} can't be downloaded ({error}): fetch {file.url} and put it at {path}") from error
     return path
 

@@ -7,6 +7,7 @@ import time
 import urllib.error
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from http.client import IncompleteRead
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
 
 
 def test_a_file_is_taken_by_path_then_from_the_usual_places(
-    hub: Path, offline: list[tuple[str, str, str]], tmp_path: Path
+    hub: Path, offline: list[tuple[str, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -55,15 +56,22 @@ def test_a_file_is_taken_by_path_then_from_the_usual_places(
         find_weights(file, mine)
     mine.write_bytes(CONTENT)
     assert find_weights(file, mine) == (mine, DIGEST)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_weights(file, "~/mine.pth") == (mine, DIGEST)
     assert len(offline) == 1
 
 
 def test_what_is_missing_is_downloaded_under_its_checksum(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, path, prefix: Path(path).write_bytes(CONTENT))
     assert find_weights(FILE) == (hub / "w.pth", DIGEST)
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_: (_ for _ in ()).throw(RuntimeError("bad hash")))
-    with pytest.raises(ValueError, match=r"can't be downloaded \(bad hash"):
-        find_weights(PORT_2015)
+    for error in (RuntimeError("bad hash"), IncompleteRead(b"", 7)):
+
+        def fail(*_: str, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+        with pytest.raises(ValueError, match=r"can't be downloaded \((bad hash|IncompleteRead)"):
+            find_weights(PORT_2015)
 
 
 def test_of_several_that_miss_a_file_one_downloads_and_the_others_wait(
