@@ -47,6 +47,8 @@ class Scores:
     """Fréchet distance within each class."""
     sampling: Mapping[str, int | float | str | None] = field(default_factory=dict)
     """How a generator was drawn from: first seed, truncation, labels."""
+    device: str = ""
+    """Kind of device that looked at the images, such as `cpu`: another rounds float32 otherwise."""
 
     def to_json(self) -> str:
         """Return everything as a JSON object."""
@@ -109,17 +111,19 @@ def compare(
     """Return the scores of fakes against reals.
 
     Warns when a set has no more images than features, since its covariance is then singular. Accuracy and the distance
-    within classes are left out unless there are labels and, for accuracy, the extractor classifies.
+    within classes, the latter with a warning, are left out unless there are labels and, for accuracy, the extractor
+    classifies.
 
     Args:
         real: the reference.
         fake: what is scored.
         protocol: names the metrics and their settings.
         sampling: how the fakes were drawn.
-        device: where kernels and neighbours are computed, in float64.
+        device: where the features come from, and kernels and neighbours are computed, in float64.
 
     Raises:
-        ValueError: for sets that are too small, lack features, or come from another extractor than the protocol's.
+        ValueError: for sets that are too small, lack features, or come from another extractor than the protocol's, and
+            where no metric is left.
     """
     start = time.perf_counter()
     for part in (real, fake):
@@ -157,10 +161,21 @@ def compare(
     if "class_frechet" in protocol.metrics and real.labels is not None and fake.labels is not None:
         features = _features(real, protocol), _features(fake, protocol)
         class_fd = scores.class_distances(features[0], real.labels, features[1], fake.labels)
-        if class_fd:
-            metrics["class_fd"] = sum(class_fd.values()) / len(class_fd)
+    if class_fd:
+        metrics["class_fd"] = sum(class_fd.values()) / len(class_fd)
+    elif "class_frechet" in protocol.metrics:
+        warnings.warn(
+            f"class_frechet is left out: {real.source} and {fake.source} need labels, and a class with 2 images in "
+            "both",
+            stacklevel=2,
+        )
     if "accuracy" in protocol.metrics and fake.predictions is not None and fake.labels is not None:
         metrics["accuracy"] = scores.accuracy(fake.predictions, fake.labels)
+    if not metrics:
+        raise ValueError(
+            f"nothing is left of {', '.join(protocol.metrics)}, since {fake.source} has no labels or "
+            f"{fake.extractor} no classes: name others in metrics"
+        )
     return Scores(
         protocol=protocol,
         metrics=metrics,
@@ -176,6 +191,7 @@ def compare(
         versions=versions(),
         class_fd=class_fd,
         sampling={} if sampling is None else sampling,
+        device=torch.device(device).type,
     )
 
 

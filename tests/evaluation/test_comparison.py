@@ -83,6 +83,7 @@ def test_compare_gives_every_score(real: FeatureSet, fake: FeatureSet) -> None:
     assert m.pop("accuracy") == float((fake.predictions == fake.labels).double().mean())
     assert not m
     assert (found.num_reals, found.num_fakes, found.feature_dim, found.sampling) == (60, 50, 16, {"seed": 7})
+    assert found.device == "cpu"
     assert (found.reference_digest, found.fake_digest) == ("hash of reals", "hash of fakes")
     assert found.seconds >= 3
     assert found.versions["torch"] == torch.__version__.split("+")[0]
@@ -117,6 +118,10 @@ def test_only_the_protocols_metrics_are_computed(real: FeatureSet, fake: Feature
     assert names(replace(PROTOCOL, metrics=("frechet",))) == {"fd"}
     assert names(replace(PROTOCOL, metrics=("precision_recall",))) == {"precision", "recall"}
     assert names(replace(PROTOCOL, metrics=("density_coverage",))) == {"density", "coverage"}
+    with pytest.warns(UserWarning, match="class_frechet is left out: reals and fakes need labels"):
+        assert names(replace(PROTOCOL, metrics=("frechet", "class_frechet")), replace(fake, labels=None)) == {"fd"}
+    with pytest.raises(ValueError, match="nothing is left of accuracy, since fakes has no labels or pixels no classes"):
+        names(replace(PROTOCOL, metrics=("accuracy",)), replace(fake, predictions=None))
     only = compare(real, fake, replace(PROTOCOL, metrics=("precision_recall",)))
     assert len(only.table().splitlines()) == 3
 
