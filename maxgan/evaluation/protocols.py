@@ -8,10 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from maxgan.config import Metric
-from maxgan.evaluation.catalogue import load_extractor
+from maxgan.evaluation.catalogue import RESIZES_OF, load_extractor
 from maxgan.evaluation.extractors import Extractor
 from maxgan.evaluation.features import Kept
 
+TRAINING = "the training set, all images"
+# The same network in two files, and what the second doesn't give: logits and spatial features.
+ARCHIVE_OF = {"inception-2015": "inception-2015-torchscript"}
+NOT_OF_ARCHIVE = {"inception_score", "spatial_frechet"}
 # Metrics that need the features themselves, of both sets.
 NEEDS_FEATURES = {"half_split", "kernel", "precision_recall", "density_coverage", "class_frechet"}
 
@@ -112,18 +116,23 @@ def _inception(name: str, extractor: str, logits: int, resize: str, reference: s
     )
 
 
-_TRAINING = "the training set, all images"
-_VALIDATION = "the 50,000 ImageNet validation images"
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        _inception("fid50k-train-2015-clean", "inception-2015", 1008, "clean", _TRAINING),
-        _inception("fid50k-train-2015-tf1", "inception-2015", 1008, "tf1", _TRAINING),
+        _inception("fid50k-train-2015-clean", "inception-2015", 1008, "clean", TRAINING),
+        _inception("fid50k-train-2015-tf1", "inception-2015", 1008, "tf1", TRAINING),
         replace(
             _inception("adm-train-npz", "inception-2015", 1008, "tf1", "means and covariances that ADM published"),
             metrics=_OF_STATISTICS,
+            # Of ADM's evaluator: images in their order.
+            inception_seed=None,
         ),
-        replace(_inception("hit-val50k", "inception-keras", 1000, "tf2", _VALIDATION, crop=0.875), quantisation="none"),
+        replace(
+            _inception(
+                "hit-val50k", "inception-keras", 1000, "tf2", "the 50,000 ImageNet validation images", crop=0.875
+            ),
+            quantisation="none",
+        ),
     )
 }
 """The published protocols by name; `maxgan.evaluation.resize` tells what the ways to resize are."""
@@ -136,7 +145,8 @@ def choose_protocol(
 
     Args:
         name: of a published protocol, or `fd-NAME`; None: the one that the extractor names.
-        extractor: name or file of what `load_extractor` takes, for `fd-NAME` alone.
+        extractor: name or file of what `load_extractor` takes, for `fd-NAME`; or `inception-2015-torchscript`, for the
+            protocols of the same network, without the scores that it lacks the outputs for.
         weights, trust_weights: see `load_extractor`.
 
     Raises:
@@ -146,20 +156,28 @@ def choose_protocol(
         chosen = extractor if extractor is not None else (name or "").removeprefix("fd-")
         if not chosen:
             raise ValueError("name a protocol, or an extractor to compare by")
-        if published := [known.name for known in PROTOCOLS.values() if known.extractor == chosen]:
-            raise ValueError(f"extractor {chosen} is that of {', '.join(published)}: set protocol to one in its place")
+        if len(RESIZES_OF.get(chosen, ())) > 1:
+            known = [p.name for p in PROTOCOLS.values() if chosen in (p.extractor, ARCHIVE_OF.get(p.extractor))]
+            raise ValueError(
+                f"extractor {chosen} takes images resized in more than one way, and scores differ: name "
+                f"{' or '.join(known)} in protocol"
+            )
         loaded: Extractor = load_extractor(chosen, weights=weights, trust_weights=trust_weights)
         protocol = feature_protocol(loaded)
-        if name not in (None, protocol.name):
+        # DINOv2's name tells its size, which its file tells.
+        if name not in (None, protocol.name, f"fd-{chosen}"):
             raise ValueError(f"protocol {name} and extractor {chosen} contradict each other: name one of them")
         return protocol, loaded
     if name not in PROTOCOLS:
         near = [known for known in PROTOCOLS if known.startswith(name)]
         near = near or difflib.get_close_matches(name, PROTOCOLS, n=1) or list(PROTOCOLS)
         raise ValueError(f"there is no protocol {name}: name {' or '.join(near)}, or fd-NAME of a classifier")
-    if extractor is not None:
-        raise ValueError(f"protocol {name} has its own extractor: leave extractor {extractor} out")
     protocol = PROTOCOLS[name]
+    if extractor not in (None, protocol.extractor):
+        if extractor != ARCHIVE_OF.get(protocol.extractor):
+            raise ValueError(f"protocol {name} has its own extractor: leave extractor {extractor} out")
+        metrics = tuple(metric for metric in protocol.metrics if metric not in NOT_OF_ARCHIVE)
+        protocol = replace(protocol, extractor=extractor, metrics=metrics)
     return protocol, load_extractor(
         protocol.extractor, weights=weights, resize=protocol.resize, trust_weights=trust_weights
     )

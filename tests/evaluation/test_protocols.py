@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -41,9 +42,11 @@ def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_protocol("fd-birds", "digits")
     with pytest.raises(ValueError, match="has its own extractor"):
         choose_protocol("hit-val50k", "digits")
-    # Its setting `resize` would be asked for, which only protocols have.
-    with pytest.raises(ValueError, match=r"inception-2015 is that of fid50k-train-2015-clean, .*: set protocol to one"):
-        choose_protocol(None, "inception-2015")
+    with pytest.raises(ValueError, match="has its own extractor"):
+        choose_protocol("hit-val50k", "inception-2015-torchscript")
+    for name in ("inception-2015", "inception-2015-torchscript"):
+        with pytest.raises(ValueError, match="name fid50k-train-2015-clean or fid50k-train-2015-tf1 or adm-train-npz"):
+            choose_protocol(None, name)
     with pytest.raises(ValueError, match="name a protocol, or an extractor"):
         choose_protocol(None)
 
@@ -52,7 +55,26 @@ def test_a_published_protocol_loads_its_extractor_with_its_resize(monkeypatch: p
     asked: list[object] = []
     monkeypatch.setattr(protocols, "load_extractor", lambda name, **options: asked.append((name, options)))
     choose_protocol("adm-train-npz", weights="w.pth", trust_weights=True)
-    assert asked == [("inception-2015", {"weights": "w.pth", "resize": "tf1", "trust_weights": True})]
+    options = {"weights": "w.pth", "resize": "tf1", "trust_weights": True}
+    assert asked == [("inception-2015", options)]
+    # The same network in clean-fid's file, which gives features alone.
+    asked.clear()
+    protocol, _ = choose_protocol("fid50k-train-2015-clean", "inception-2015-torchscript")
+    assert asked == [("inception-2015-torchscript", {"weights": None, "resize": "clean", "trust_weights": False})]
+    assert protocol == replace(
+        PROTOCOLS["fid50k-train-2015-clean"], extractor="inception-2015-torchscript",
+        metrics=("frechet", "kernel", "precision_recall", "density_coverage"),
+    )  # fmt: skip
+    assert choose_protocol("adm-train-npz", "inception-2015-torchscript")[0].metrics == ("frechet",)
+
+
+def test_an_extractor_of_any_size_is_named_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = SimpleNamespace(name="dinov2-small", resize="clean")
+    monkeypatch.setattr(protocols, "load_extractor", lambda name, **_: small if name == "dinov2" else None)
+    for names in (("fd-dinov2", None), ("fd-dinov2", "dinov2"), ("fd-dinov2-small", "dinov2"), (None, "dinov2")):
+        assert choose_protocol(*names)[0].name == "fd-dinov2-small"
+    with pytest.raises(ValueError, match="contradict each other"):
+        choose_protocol("fd-dinov2-base", "dinov2")
 
 
 def test_another_number_of_images_is_part_of_the_name() -> None:
@@ -71,7 +93,7 @@ def test_features_are_kept_only_where_they_are_needed() -> None:
     assert customised(protocol, ["frechet"]).kept_of_fakes == Kept(False, 0, 2020)
     # What ADM publishes is enough for all that its protocol names.
     assert PROTOCOLS["adm-train-npz"].kept_of_reals == Kept(features=False, spatial=True)
-    assert PROTOCOLS["adm-train-npz"].kept_of_fakes == Kept(False, 10, 2020, spatial=True)
+    assert PROTOCOLS["adm-train-npz"].kept_of_fakes == Kept(False, 10, None, spatial=True)
     assert customised(protocol, ["frechet"], resamples=5).kept_of_fakes.features
     assert not customised(protocol, ["frechet"], resamples=5).kept_of_reals.features
     assert not customised(protocol, ["half_split"]).kept_of_fakes.features
