@@ -9,15 +9,19 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 
 from maxgan.cli import PREEMPTED, PREEMPTIONS, available_cores
 
+PATIENCE = timedelta(hours=1)
+"""How long processes wait for one that works alone, such as the main one while it hashes a reference. NCCL's own ten
+minutes are less than ImageNet takes from a slow disk."""
 PR_SET_PDEATHSIG = 1
 # glibc's malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
@@ -42,14 +46,21 @@ def start(threads: int | None = None, precision: str = "no", cpu: bool = False, 
         ValueError: if the launcher asks for FSDP, DeepSpeed or Megatron-LM.
     """
     _refuse_sharding()
-    accelerator = Accelerator(cpu=cpu or not torch.accelerator.is_available(), mixed_precision=precision, **options)
+    cpu = cpu or not torch.accelerator.is_available()
+    patient = InitProcessGroupKwargs(timeout=PATIENCE)
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[patient], **options)
     if accelerator.device.type == "cpu" or threads is not None:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-        torch.set_num_threads(threads or max(1, available_cores() // max(1, local)))
+        torch.set_num_threads(threads or own_cores(accelerator))
     if accelerator.device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     _follow_launcher()
     return accelerator
+
+
+def own_cores(accelerator: Accelerator) -> int:
+    """Return the CPU cores that are this process's part of those of its machine, at least 1."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    return max(1, available_cores() // max(1, local))
 
 
 def fused_on(device: torch.device) -> bool | None:

@@ -3,9 +3,14 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from datetime import timedelta
+from typing import Any
 
 import pytest
+import torch
+from accelerate import Accelerator
 
+from maxgan import runtime
 from maxgan.runtime import start
 
 PROGRAM = """
@@ -44,6 +49,21 @@ def test_large_tensors_take_memory_that_the_process_has() -> None:
     assert usual == 40 and kept < 10
     # Afterwards, what stays between large blocks doesn't keep these from going, whose 40 have 2,560 MB.
     assert growth < 300
+
+
+def test_processes_wait_long_for_one_that_works_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers: list[Any] = []
+
+    class Recording(Accelerator):
+        def __init__(self, **options: Any) -> None:
+            handlers.extend(options["kwargs_handlers"])
+            super().__init__(**options)
+
+    monkeypatch.setattr(runtime, "Accelerator", Recording)
+    start(threads=torch.get_num_threads(), cpu=True)
+    (patience,) = handlers
+    # All else is accelerate's: the backend, above all.
+    assert patience.to_kwargs() == {"timeout": timedelta(hours=1)}
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DeepSpeed", "Megatron-LM"])

@@ -206,6 +206,32 @@ def numbers(values: np.ndarray) -> tuple[str, ...]:
     return tuple(str(i) for i in range(int(values.max()) + 1))
 
 
+def same_numbers(names: tuple[str, ...], known: tuple[str, ...]) -> tuple[int, ...] | None:
+    """Return, for each class of one set, the number that the class of the same name has in another set.
+
+    Two sets number their class folders apart, and where one lacks a class, all that follow have other numbers.
+
+    Args:
+        names: the classes of the one set.
+        known: those of the other.
+
+    Returns:
+        None where the numbers themselves are all there is to go by: a set has no names but numbers from 0 on, or none.
+
+    Raises:
+        ValueError: for a name that the other set doesn't have.
+    """
+    if not known or names == tuple(map(str, range(len(names)))):
+        return None
+    number_of = {name: number for number, name in enumerate(known)}
+    missing = [name for name in names if name not in number_of]
+    if not missing:
+        return tuple(number_of[name] for name in names)
+    if known == tuple(map(str, range(len(known)))):
+        return None
+    raise ValueError(f"{missing[0]!r} is none of the classes {', '.join(known[:5])}{', ...' if known[5:] else ''}")
+
+
 def _unlabelled(where: str, missing: int, count: int, first: str) -> ValueError:
     return ValueError(
         f"{where} has no label for {missing} of {count} images, the first being {first}: add them, or train without "

@@ -146,7 +146,7 @@ def _common_side(source: ImageSource) -> int:
             other = "" if index == 0 else f" while {source.where(0)} has {side} x {source.size(0)[1]}"
             raise ValueError(
                 f"{source.where(index)} has {width} x {height} pixels{other}, so the images give no common "
-                f"resolution: set data.resolution, or cut them by python -m maxgan.data pack"
+                f"resolution: set data.resolution in a training, or cut them by python -m maxgan.data pack"
             )
     return side
 
@@ -220,9 +220,9 @@ class _OnDevice:
         return images, self.labels[indices]
 
 
-def _batch(dataset: ImageDataset, indices: Sequence[int], images: list[np.ndarray]) -> Batch:
+def _batch(dataset: ImageDataset, indices: Sequence[int], images: Iterable[np.ndarray]) -> Batch:
     labels = torch.tensor([dataset.label(index) for index in indices], dtype=torch.int64)
-    return torch.from_numpy(np.stack(images)), labels
+    return torch.from_numpy(np.stack(list(images))), labels
 
 
 def keep(batch: Any) -> Any:
@@ -337,9 +337,14 @@ def _batches(stream: _Stream, positions: Iterator[range], workers: int) -> Itera
 def evaluation_batches(dataset: ImageDataset, batch_size: int, indices: Sequence[int]) -> Iterator[Batch]:
     """The images of `indices` in that order, not cut at random nor changed: batches as in training, the last smaller.
 
-    Decodes with as many threads as the data has workers.
+    Decodes with as many threads as the data has workers, a batch ahead of the one that is given.
     """
+    waiting: list[tuple[list[int], Iterable[Any]]] = []
     with _mapping(dataset.source, dataset.config.workers) as each:
         for start in range(0, len(indices), batch_size):
             part = [int(index) for index in indices[start : start + batch_size]]
-            yield _batch(dataset, part, list(each(dataset.read, part)))
+            waiting.append((part, each(dataset.read, part)))  # with threads they begin at once
+            if len(waiting) > 1:
+                yield _batch(dataset, *waiting.pop(0))
+        for part, images in waiting:
+            yield _batch(dataset, part, images)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -218,6 +219,25 @@ def test_evaluation_is_in_order_and_complete(numbered: Path, workers: int) -> No
         assert [len(labels) for _, labels in batches] == [3, 3, 1]
         assert torch.cat([labels for _, labels in batches]).tolist() == indices
         assert torch.cat([images for images, _ in batches]).amax((1, 2, 3)).tolist() == indices
+
+
+def test_threads_decode_a_batch_ahead_in_an_evaluation(numbered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for workers in (0, 1):
+        dataset = ImageDataset(DataConfig(source=str(numbered), workers=workers))
+        ahead, read = threading.Event(), dataset.source.read
+
+        def noticing(
+            index: int, ahead: threading.Event = ahead, read: Callable[..., Image.Image] = read
+        ) -> Image.Image:
+            if index == 5:
+                ahead.set()
+            return read(index)
+
+        monkeypatch.setattr(dataset.source, "read", noticing)
+        batches = evaluation_batches(dataset, 3, range(9))
+        next(batches)
+        assert ahead.wait(300 if workers else 0) == bool(workers)
+        assert [labels.tolist() for _, labels in batches] == [[3, 4, 5], [6, 7, 8]]
 
 
 def save(path: Path, mode: str, size: tuple[int, int] = (16, 16)) -> None:

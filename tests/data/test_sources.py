@@ -18,6 +18,7 @@ from sklearn.model_selection import train_test_split
 
 from maxgan.data import files
 from maxgan.data.base import ImageSource
+from maxgan.data.labels import same_numbers
 from maxgan.data.sources import open_source, source_name
 
 Make = Callable[..., Path]
@@ -25,6 +26,16 @@ Make = Callable[..., Path]
 
 def digit(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray((pixels * 255 / 16).round().astype(np.uint8)).resize((16, 16), 3))
+
+
+def test_classes_of_two_sets_are_matched_by_name_where_both_have_names() -> None:
+    digits = tuple("0123456789")
+    assert same_numbers(("dog", "cat"), ("bird", "cat", "dog")) == (2, 1)
+    assert same_numbers(("3", "5"), digits) == (3, 5)
+    for names, known in ((("0", "1"), ("cat", "dog")), (("cat", "dog"), digits), ((), ("cat",)), (("cat",), ())):
+        assert same_numbers(names, known) is None
+    with pytest.raises(ValueError, match=r"'cow' is none of the classes bird, cat$"):
+        same_numbers(("cat", "cow"), ("bird", "cat"))
 
 
 def test_digits_are_those_of_scikit_learn() -> None:
