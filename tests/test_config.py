@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import typing
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from maxgan.config import (
     LossConfig,
     NetworksConfig,
     OptimConfig,
+    ReconstructConfig,
     RunConfig,
     Schedule,
     TrainingConfig,
@@ -98,12 +100,15 @@ FREE = {
     "data.workers", "data.on_error", "data.streaming", "data.cache", "test", "test_crop", "evaluate",
     "backbone.checkpointing", "dry_run", "dry_classes",
 }  # fmt: skip
-# Settings of a network, or of an augmentation, can be changed where there is one.
+# Settings of a network, an augmentation and the like can be changed where there is one.
 CHOOSING: dict[str, dict[str, Any]] = {
     "hit": {"networks": NetworksConfig(generator="hit")},
     "residual_generator": {"networks": NetworksConfig(generator="residual")},
     "maxvit_discriminator": {"networks": NetworksConfig(discriminator="maxvit")},
     "augment": {"augment": AugmentConfig("color")},
+    "augment.adapt_images": {"augment": AugmentConfig("color", target=0.6)},
+    "loss.penalty_step": {"loss": LossConfig(penalty="finite_difference")},
+    "loss.bcr_augment": {"loss": LossConfig(bcr_real=1.0)},
 }
 
 
@@ -115,7 +120,7 @@ def test_the_hash_changes_with_each_learning_setting_and_no_other(config_class: 
     for name, _ in fields(default):
         if (config_class, name) == (ClassifierConfig, "run.sample_every"):
             continue  # a classifier has but one value of it
-        config = dataclasses.replace(default, **CHOOSING.get(name.partition(".")[0], {}))
+        config = dataclasses.replace(default, **CHOOSING.get(name, CHOOSING.get(name.partition(".")[0], {})))
         original = learning_hash(config)
         new = learning_hash(changed(config, name))
         free = name in FREE or name.startswith(("run.", "evaluation.", "watchdog."))
@@ -178,6 +183,18 @@ def test_differences_are_named_with_both_values() -> None:
         (lambda: AugmentConfig("ada", 0.5, 0.6), "leave augment.probability out"),
         (lambda: AugmentConfig("ada", target=1), "augment.target must be between -1 and 1, not 1: take 0.6"),
         (lambda: AugmentConfig("ada", adapt_images=0), "augment.adapt_images must be at least 1, not 0"),
+        (lambda: AugmentConfig(probability=0.5), "augment.probability 0.5 is for augmentation, .*: set augment.policy"),
+        (lambda: AugmentConfig("ada", adapt_images=9), "augment.adapt_images 9 is for .*: set augment.target"),
+        (lambda: LossConfig(r1_gamma=0, penalty_interval=2), "loss.penalty_interval 2 is for penalties, whose"),
+        (lambda: LossConfig(r1_gamma=0, penalty="finite_difference"), "loss.penalty finite_difference is for penalt"),
+        (lambda: LossConfig(penalty_step=0.2), "loss.penalty_step 0.2 is for finite differences: set loss"),
+        (lambda: LossConfig(bcr_augment="color"), "loss.bcr_augment color is for bCR, .*: set loss.bcr_real"),
+        (lambda: OptimConfig(eps=-1), "optim.eps must be 0 or more, not -1"),
+        (lambda: EmaConfig(half_life=math.nan), "ema.half_life and ema.warmup must be 0 or more, not nan, 0.4"),
+        (lambda: EmaConfig(warmup=math.nan), "ema.half_life and ema.warmup must be 0 or more, not 20000, nan"),
+        (lambda: GanEmaConfig(others=(1e6, 1e6 + 1)), "ema.others must be different half-lives"),  # one file's name
+        (lambda: ReconstructConfig(sigma_rel=0.3), "sigma_rel must be above 0 and below 0.2887, not 0.3"),
+        (lambda: ReconstructConfig(images=0), "images must be at least 1, not 0"),
         (lambda: GanConfig(dry_classes=-1), "dry_classes must be 0 or more, not -1"),
         (lambda: OptimConfig(lr=0), "optim.lr and optim.discriminator_lr must be above 0, and may fall to 0, not 0, N"),
         (lambda: OptimConfig(lr=Schedule(0, 1)), r"must be above 0, and may fall to 0, not Schedule\(start=0, end=1"),
@@ -210,6 +227,11 @@ def test_differences_are_named_with_both_values() -> None:
 def test_values_out_of_range_are_refused_by_name(build: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_one_penalty_of_the_two_is_enough_to_choose_its_kind() -> None:
+    for gammas in ({"r2_gamma": 1.0}, {"r2_gamma": "auto"}, {"r2_gamma": Schedule(0, 1)}):
+        assert LossConfig(r1_gamma=0, penalty="finite_difference", penalty_interval=4, **gammas).penalty_interval == 4
 
 
 @pytest.mark.parametrize("config_class", TRAININGS)

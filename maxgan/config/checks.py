@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from maxgan.config.identity import differences, to_dict
@@ -14,6 +15,22 @@ def at_least(config: Any, **least: int) -> None:
         given = getattr(config, name)
         if given is not None and given < value:
             raise ValueError(f"{name} must be at least {value}, not {given}")
+
+
+def refuse_idle(config: Any, section: str, names: Sequence[str], remedy: str) -> None:
+    """Raise ValueError for the first of some fields that has another value than its default where nothing heeds it.
+
+    Args:
+        config: the section.
+        section: its name.
+        names: of the fields.
+        remedy: what they are for, and what to set for it.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name in names:
+        given = getattr(config, name)
+        if given != defaults[name]:
+            raise ValueError(f"{section}.{name} {given} is for {remedy}, or leave it out")
 
 
 def changed(config: Any, section: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from maxgan.config.checks import refuse_idle
 from maxgan.config.schedules import Gamma, Scheduled, values_of
 
 LossName = Literal["non_saturating", "hinge", "relativistic"]
@@ -60,6 +61,14 @@ class LossConfig:
             raise ValueError(f"loss.penalty_interval must be at least 1, not {self.penalty_interval}")
         if not self.penalty_step > 0:
             raise ValueError(f"loss.penalty_step must be above 0, not {self.penalty_step}: take 0.1")
+        if len(gammas) == 2 and not any(value > 0 for gamma in gammas for value in values_of(gamma)):
+            remedy = "penalties, whose weights are both 0: set loss.r1_gamma or loss.r2_gamma"
+            refuse_idle(self, "loss", ("penalty", "penalty_interval"), remedy)
+        if self.penalty == "gradient":
+            refuse_idle(self, "loss", ("penalty_step",), "finite differences: set loss.penalty finite_difference")
+        if not (self.bcr_real or self.bcr_fake):
+            remedy = "bCR, whose weights are both 0: set loss.bcr_real or loss.bcr_fake"
+            refuse_idle(self, "loss", ("bcr_augment",), remedy)
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,10 @@ class AugmentConfig:
             raise ValueError(f"augment.target must be between -1 and 1, not {self.target}: take 0.6")
         if self.adapt_images < 1:
             raise ValueError(f"augment.adapt_images must be at least 1, not {self.adapt_images}")
+        if self.policy is None:
+            refuse_idle(self, "augment", ("probability",), "augmentation, and there is none: set augment.policy")
+        if self.target is None:
+            refuse_idle(self, "augment", ("adapt_images",), "an adaptive probability: set augment.target")
 
 
 def _check_policy(setting: str, policy: str, choices: tuple[str, ...]) -> None:

@@ -196,6 +196,11 @@ class ReconstructConfig:
     output: str | None = None
     """The generator's file; unset: averages/power-SIGMA_REL.safetensors in the run's folder."""
 
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_rel < 0.2887:
+            raise ValueError(f"sigma_rel must be above 0 and below 0.2887, not {self.sigma_rel}")
+        at_least(self, images=1)
+
 
 @dataclass(frozen=True)
 class BestAverageConfig(ScoreConfig):

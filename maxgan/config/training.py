@@ -40,6 +40,8 @@ class OptimConfig:
                 )
         if not all(0 <= value < 1 for beta in (self.beta1, self.beta2) for value in values_of(beta)):
             raise ValueError(f"optim.beta1 and optim.beta2 must be in [0, 1), not {self.beta1}, {self.beta2}")
+        if not self.eps >= 0:
+            raise ValueError(f"optim.eps must be 0 or more, not {self.eps}")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class EmaConfig:
     """Early in training the half-life is at most this fraction of the images seen; 0 switches the warm-up off."""
 
     def __post_init__(self) -> None:
-        if min(values_of(self.half_life)) < 0 or self.warmup < 0:
+        if not all(value >= 0 for value in (*values_of(self.half_life), self.warmup)):
             raise ValueError(f"ema.half_life and ema.warmup must be 0 or more, not {self.half_life}, {self.warmup}")
 
 
@@ -69,9 +71,11 @@ class GanEmaConfig(EmaConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not all(half_life > 0 for half_life in self.others) or len(set(self.others)) < len(self.others):
+        # By the names of their files, which hold six digits.
+        names = [{f"{value:g}" for value in values} for values in (self.others, self.power)]
+        if not all(half_life > 0 for half_life in self.others) or len(names[0]) < len(self.others):
             raise ValueError(f"ema.others must be different half-lives above 0, not {list(self.others)}")
-        if not all(0 < width < 0.2887 for width in self.power) or len(set(self.power)) < len(self.power):
+        if not all(0 < width < 0.2887 for width in self.power) or len(names[1]) < len(self.power):
             raise ValueError(
                 f"ema.power must be different widths above 0 and below 0.2887, not {list(self.power)}: take [0.05, 0.1]"
             )

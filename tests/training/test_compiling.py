@@ -138,7 +138,7 @@ def test_weights_are_those_of_plain_networks(variant: str, traced: list[int]) ->
         replace(
             TINY,
             loss=loss,
-            augment=AugmentConfig(policy, 0.7),
+            augment=AugmentConfig(policy, 0.7) if policy else AugmentConfig(),
             optim=OptimConfig(updates=updates),  # type: ignore[arg-type]
             training=replace(TINY.training, accumulation=accumulation),
         )

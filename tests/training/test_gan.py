@@ -187,7 +187,7 @@ def test_updates_are_those_of_the_formulas(loss: str, updates: str, accumulation
     config = replace(
         TINY,
         loss=LossConfig(loss, r1_gamma=2.0, bcr_real=1.0, bcr_fake=0.5),  # type: ignore[arg-type]
-        augment=AugmentConfig(policy, 0.7),
+        augment=AugmentConfig(policy, 0.7) if policy else AugmentConfig(),
         optim=OptimConfig(updates=updates, lr=1e-3, discriminator_lr=2e-3),  # type: ignore[arg-type]
         training=TrainingConfig(images=16, batch_size=8, accumulation=accumulation, seed=5),
     )
