@@ -93,6 +93,9 @@ _UNKNOWN_PART = re.compile(r"""Parser key "(?P<name>[\w.]+)":.* Option '(?P<part
 _WRONG_PART = re.compile(
     r'Parser key "(?P<name>[\w.]+)":.* Parser key "(?P<part>\w+)": .*?(?:Got|Given) value: (?P<value>.*?) Given value'
 )
+_MISSING_PART = re.compile(
+    r'Parser key "(?P<name>[\w.]+)":.* the following arguments are required: (?P<parts>[\w, ]+?) Given value type'
+)
 _FIELD_OF_A_FIELD = re.compile(r"NestedArg\(key='([\w.]+)'")
 _OWN_RULE = re.compile(r"Union subtypes .* - (?!Expected)(.+?) Given value type")
 _NO_VALUE = re.compile(r"argument (--[\w.]+): expected one argument")
@@ -109,6 +112,9 @@ def _one_sentence(message: str, types: dict[str, Any], argv: Sequence[str]) -> s
             return f"{name} must be {_in_words(parts[name])}, not {found['value']}"
         fields = ", ".join(part.rpartition(".")[2] for part in parts)
         return f"there is no setting {name!r}: a schedule has the fields {fields}"
+    if found := _MISSING_PART.search(message):
+        missing = found["parts"].replace(", ", " and ")
+        return f"{found['name']} is a schedule without {missing}: give both ends, like {{start: 1e-3, end: 1e-4}}"
     if found := _UNKNOWN_FLAG.search(message) or _UNKNOWN_FIELD.search(message) or _UNKNOWN_OPTION.search(message):
         name = ".".join(found.groups())
         near = _nearest(name, types)

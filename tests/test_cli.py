@@ -124,6 +124,7 @@ def message(capsys: pytest.CaptureFixture[str], *arguments: str, config_class: t
     return first.removeprefix("error: ")
 
 
+ONE_END = "{} is a schedule without {}: give both ends, like {{start: 1e-3, end: 1e-4}}"
 NO_PART = "there is no setting 'optim.lr.{}': a schedule has the fields start, end, over, shape"
 
 
@@ -143,6 +144,9 @@ NO_PART = "there is no setting 'optim.lr.{}': a schedule has the fields start, e
         ("--optim.lr.start=x", "optim.lr.start must be a number, not x"),
         ("--optim.lr.start.x=3", NO_PART.format("start.x")),
         ("--optim.lr.strat=3", NO_PART.format("strat")),
+        ("--loss.r1_gamma.start=1", ONE_END.format("loss.r1_gamma", "end")),
+        ("--loss.r2_gamma={end: 1}", ONE_END.format("loss.r2_gamma", "start")),
+        ("--ema.half_life.over=9", ONE_END.format("ema.half_life", "start and end")),
         ("--loss.r1_gamma={start: x, end: 1}", "loss.r1_gamma.start must be a number, not x"),
         ("--ema.half_life={start: 1, end: 2, shape: oval}", "ema.half_life.shape must be cosine or linear, not oval"),
         (
