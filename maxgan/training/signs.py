@@ -13,17 +13,19 @@ from maxgan.config import GanWatchdogConfig
 
 ACCURACY, VARIETY, LOSS = "discriminator_accuracy", "variety", "loss_generator"
 WINS, FALLS = "discriminator_wins", "variety_falls"
-# Side of the images that variety is measured on, the most images of a batch, and the growth that tells a trend from
-# the noise of a mean over a window.
-VARIETY_SIDE, VARIETY_IMAGES, GROWTH = 16, 64, 1.05
+# Side of the images that variety is measured on, the most images of a batch, and the growth, as a share, that tells a
+# trend from the noise of a mean over a window.
+VARIETY_SIDE, VARIETY_IMAGES, GROWTH = 16, 64, 0.05
 
 
 def accuracy(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """Return how often D gives a real a higher logit than a fake, over all pairs of logits `(N,)`; 0.5 is chance.
 
-    This is the area under the ROC curve, and has the same meaning for losses that give the sign of a logit none.
+    This is the area under the ROC curve, in which equal logits count half, and has the same meaning for losses that
+    give the sign of a logit none.
     """
-    return (real_logits[:, None] > fake_logits).float().mean()
+    real_logits = real_logits[:, None]
+    return ((real_logits > fake_logits).float() + (real_logits >= fake_logits).float()).mean() / 2
 
 
 @torch.no_grad()
@@ -99,7 +101,7 @@ class Signs:
         won = _mean(last, ACCURACY)
         if len(before) == self.lines and won >= self.config.accuracy:
             old, new = _mean(before, LOSS), _mean(last, LOSS)
-            if new > GROWTH * old:
+            if new - old > GROWTH * abs(old):  # hinge's may be negative
                 found[WINS] = (
                     f"D tells {won:.1%} of the pairs apart, and the loss of G has grown from {old:.3f} to {new:.3f}: D "
                     "wins; raise loss.r1_gamma or lower optim.discriminator_lr"

@@ -142,6 +142,8 @@ def test_accuracy_and_variety_are_those_of_loops() -> None:
     real_logits, fake_logits = torch.randn(7), torch.randn(7) - 1
     pairs = [float(a > b) for a in real_logits for b in fake_logits]
     assert accuracy(real_logits, fake_logits).item() == pytest.approx(sum(pairs) / 49)
+    assert accuracy(torch.ones(3), torch.ones(3)) == 0.5  # of a D that says the same of everything
+    assert accuracy(torch.tensor([1.0, 2]), torch.tensor([1.0, 0])) == 3.5 / 4
 
     def nearest(images: Tensor) -> float:
         least = []
@@ -178,7 +180,9 @@ def test_d_wins_where_it_is_sure_and_the_loss_of_g_grows() -> None:
     assert present == [[], [], [], [], [], [WINS], [WINS], [WINS]]
     assert reported == [[], [], [], [], [], ["D"], [], []]
     assert observed(Signs(GanWatchdogConfig(), 2), [0.97] * 8, [1, 1, 1, 1, 1, 2, 3, 3], [1.0] * 8)[1] == [[]] * 8
-    assert observed(Signs(GanWatchdogConfig(), 2), won, [3.0] * 8, [1.0] * 8)[1] == [[]] * 8
+    for loss in (3.0, -3.0):  # hinge's may be negative
+        assert observed(Signs(GanWatchdogConfig(), 2), won, [loss] * 8, [1.0] * 8)[1] == [[]] * 8
+    assert observed(Signs(GanWatchdogConfig(), 2), won, [-3.0] * 4 + [-2.0] * 4, [1.0] * 8)[1][5] == [WINS]
 
 
 def test_variety_falls_from_where_it_was() -> None:
