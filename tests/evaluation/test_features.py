@@ -68,7 +68,7 @@ class Processes:
 
     def __init__(self, count: int) -> None:
         self.parts: list[Tensor] = [torch.empty(0)] * count
-        self.barrier = threading.Barrier(count, timeout=20)
+        self.barrier = threading.Barrier(count, timeout=300)
         self.rank = threading.local()
 
     def gather(self, tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy
 import torch
 from torch import Tensor, nn
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
@@ -19,6 +20,7 @@ from maxgan.evaluation.comparison import compare
 from maxgan.evaluation.extractors import ModuleExtractor
 from maxgan.evaluation.features import Collector, FeatureSet
 from maxgan.evaluation.protocols import PROTOCOLS, Protocol
+from maxgan.evaluation.scores import frechet_distance
 
 DIM, CLASSES, COUNT = 48, 1008, 1100
 PROTOCOL = replace(PROTOCOLS["fid50k-train-2015-clean"], extractor="port", kernel_subsets=20, kernel_subset_size=300)
@@ -103,12 +105,9 @@ def test_scores_equal_clean_fid(
     pytest.importorskip("cleanfid")
     fid = importlib.import_module("cleanfid.fid")
     real, fake = (extractor(part).features.double().numpy() for part in sets)
-    moments = [(x.mean(0), np.cov(x, rowvar=False)) for x in (fake, real)]
-    import scipy
-
-    if tuple(map(int, scipy.__version__.split(".")[:2])) < (1, 18):  # later ones have no sqrtm(disp=)
-        expected = fid.frechet_distance(*moments[0], *moments[1])
-        assert ours["fd"] == pytest.approx(expected, rel=1e-6)
+    if tuple(map(int, scipy.__version__.split(".")[:2])) >= (1, 18):  # which has no sqrtm(disp=): its statistics remain
+        monkeypatch.setattr(fid, "frechet_distance", frechet_distance)
+    assert ours["fd"] == pytest.approx(fid.fid_from_feats(fake, real), rel=1e-6)
     np.random.seed(2020)
     # Its subsets are drawn otherwise, and its mean is over all images of both sets with 1 subset of all.
     whole = replace(PROTOCOL, kernel_subsets=1, kernel_subset_size=COUNT)
@@ -121,21 +120,29 @@ def test_scores_equal_torchmetrics(
 ) -> None:
     image = pytest.importorskip("torchmetrics.image")
 
-    class Features(nn.Module):
-        num_features = DIM
+    class Looking(nn.Module):
+        """Features or logits, which it sums in the type that they have."""
+
+        def __init__(self, what: str, num_features: int) -> None:
+            super().__init__()
+            self.what, self.num_features = what, num_features
 
         def forward(self, x: Tensor) -> Tensor:
-            return extractor(x).features
+            found: Tensor = getattr(extractor(x), self.what)
+            return found.double()
 
-    module: Any = Features()
+    module: Any = Looking("features", DIM)
     distance = image.FrechetInceptionDistance(module).set_dtype(torch.float64)
     for part, is_real in zip(sets, (True, False), strict=True):
         distance.update(part, real=is_real)
     assert ours["fd"] == pytest.approx(float(distance.compute()), rel=1e-6)
-    kernel = image.KernelInceptionDistance(module, subsets=1, subset_size=COUNT)
+    # Its subsets and splits are drawn otherwise, so there is one of all.
+    kernel = image.KernelInceptionDistance(module, subsets=1, subset_size=COUNT).set_dtype(torch.float64)
+    score = image.InceptionScore(Looking("logits", CLASSES), splits=1).set_dtype(torch.float64)
+    score.update(sets[1])
     for part, is_real in zip(sets, (True, False), strict=True):
         kernel.update(part, real=is_real)
-    whole = replace(PROTOCOL, kernel_subsets=1, kernel_subset_size=COUNT)
-    found = compare(*(seen(extractor, part, whole) for part in sets), whole).metrics["kd_mean"]
-    # It sums in float32.
-    assert found == pytest.approx(float(kernel.compute()[0]), rel=1e-3)
+    whole = replace(PROTOCOL, kernel_subsets=1, kernel_subset_size=COUNT, inception_splits=1)
+    found = compare(*(seen(extractor, part, whole) for part in sets), whole).metrics
+    assert found["kd_mean"] == pytest.approx(float(kernel.compute()[0]), rel=1e-6)
+    assert found["inception_score_mean"] == pytest.approx(float(score.compute()[0]), rel=1e-6)
