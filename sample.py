@@ -22,7 +22,7 @@ from maxgan.evaluation.published import weights_digest
 from maxgan.runtime import share_of, start
 from maxgan.sampling import EXPORT_NAME, generate, load_generator, newest_export, parse_classes
 from maxgan.truncation import told
-from maxgan.writers import Batch, image_grid, save_picture, write_images
+from maxgan.writers import Batch, check_output, image_grid, save_picture, write_images
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,6 +44,12 @@ def sample(config: SampleConfig, accelerator: Accelerator) -> None:
     seeds = range(config.seed, config.seed + config.n)
     accelerator.print(f"sampling {config.n} images of {generator.resolution} px from {model} to {output}")
 
+    # The reference may take hours before the first image is drawn.
+    with together():
+        if accelerator.is_main_process:
+            check_output(output, config.overwrite)
+            if config.scores is not None and Path(config.scores).is_dir():
+                raise ValueError(f"scores {config.scores} is a folder: name a .json file in it")
     scorer, classes = None, parse_classes(config.classes)
     if config.reference is not None:
         source = str(getattr(generator, "info", {}).get("source", ""))

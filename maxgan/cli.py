@@ -166,7 +166,8 @@ def _in_words(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(str(choice) for choice in get_args(kind))
     if get_origin(kind) is tuple and get_origin(get_args(kind)[0]) is Literal:
-        return f"a list like [{', '.join(str(choice) for choice in get_args(get_args(kind)[0])[:2])}]"
+        choices = [str(choice) for choice in get_args(get_args(kind)[0])]
+        return f"a list like [{', '.join(choices[:2])}], of {', '.join(choices)}"
     if get_origin(kind) is tuple:
         return (
             "a list of numbers like [0.05, 0.1]" if float in get_args(kind) else "a list of whole numbers like [64, 32]"

@@ -96,7 +96,7 @@ def write_images(batches: Iterable[Batch], output: str | Path, overwrite: bool =
     try:
         with together(), naming_full_disk(output):
             if state.is_main_process:
-                _check_output(output, overwrite)
+                check_output(output, overwrite)
                 output.parent.mkdir(parents=True, exist_ok=True)
                 remove(temporary)
                 temporary.mkdir()
@@ -120,7 +120,8 @@ class _Part(NamedTuple):
     shape: tuple[int, ...]
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
+def check_output(output: Path, overwrite: bool) -> None:
+    """Raise ValueError where `write_images` can't put its images, so that it may be known before they are made."""
     if output.suffix.lower() in NO_FORMATS:
         raise ValueError(f"output {output} has an unknown ending: name a folder, a .zip or an .npz")
     if not overwrite:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 Metric = Literal[
@@ -26,8 +26,9 @@ class ScoreConfig:
     """`fid50k-train-2015-clean`, `fid50k-train-2015-tf1`, `adm-train-npz`, `hit-val50k`, or `fd-NAME` of a classifier;
     unset: that of the extractor."""
     extractor: str | None = None
-    """`digits` or `cifar10` (embedded), the file of a classifier exported by train_classifier.py, or `dinov2` with
-    weights; unset: `digits` for the digits, none else."""
+    """`digits` or `cifar10` (embedded), the file of a classifier exported by train_classifier.py, `dinov2` with
+    weights, or `inception-2015-torchscript` beside a protocol of the Inception of 2015; unset: the protocol's, else `digits` for
+    the digits, none else."""
     weights: str | None = None
     """File of the weights of a published extractor, such as Inception; unset: where they are usually downloaded to."""
     trust_weights: bool = False
@@ -35,9 +36,10 @@ class ScoreConfig:
     and must be your own."""
     reference: str | None = None
     """Images to compare with: `digits`, whatever data.source takes (a folder, zip, npz, shards), or an npz of their
-    statistics; unset: all digits for the digits, else what was trained on."""
+    statistics; unset: all digits for the digits, else what was trained on, unless the protocol says otherwise."""
     metrics: tuple[Metric, ...] | None = None
-    """What is computed; unset: what the protocol names."""
+    """What is computed; unset: what the protocol names. Besides, `class_frechet` gives the distance within each
+    class."""
     labels: Literal["reference", "uniform"] = "reference"
     """Classes of a generator's samples: as often as the reference shows them, or drawn uniformly."""
     resamples: int = 0
@@ -128,8 +130,10 @@ class SampleConfig(ScoreConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.reference is None and (self.protocol or self.extractor or self.scores):
-            raise ValueError("scores need images to compare with: set reference")
+        if self.reference is None:
+            given = [field.name for field in fields(ScoreConfig) if getattr(self, field.name) != field.default]
+            if given := [*given, *(["scores"] if self.scores else [])]:
+                raise ValueError(f"scores need images to compare with: set reference, or leave {', '.join(given)} out")
         for name, least in (("n", 1), ("seed", 0), ("batch_size", 1), ("grid_columns", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")

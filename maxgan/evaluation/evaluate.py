@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from maxgan.checkpoint import together
 from maxgan.config import DataConfig, ImageFacts, ScoreConfig
+from maxgan.data.labels import same_numbers
 from maxgan.data.loader import ImageDataset, evaluation_batches
 from maxgan.evaluation.catalogue import packaged_extractors
 from maxgan.evaluation.comparison import Scores, compare
 from maxgan.evaluation.extractors import Extractor
 from maxgan.evaluation.features import Collector, FeatureSet, Kept
-from maxgan.evaluation.protocols import PROTOCOLS, Protocol, choose_protocol, customised, with_images
+from maxgan.evaluation.protocols import PROTOCOLS, TRAINING, Protocol, choose_protocol, customised, with_images
 from maxgan.evaluation.published import weights_digest
 from maxgan.evaluation.reference import (
     cache_folder,
@@ -31,7 +34,7 @@ from maxgan.evaluation.reference import (
     save_reference,
 )
 from maxgan.files import atomic_path
-from maxgan.runtime import share_of
+from maxgan.runtime import own_cores, share_of
 from maxgan.sampling import Generator, generate
 from maxgan.truncation import told
 
@@ -72,6 +75,9 @@ class Scorer:
         refresh: bool = False,
         batch_size: int = BATCH_SIZE,
     ) -> None:
+        if accelerator.device.type != "cpu":
+            # A single thread's decoding would leave a GPU idle for most of the time.
+            reference = dataclasses.replace(reference, workers=max(reference.workers, own_cores(accelerator)))
         self.protocol = protocol
         self.extractor = extractor
         self.reference = reference
@@ -171,8 +177,9 @@ class Scorer:
         )
         self._expect(count)
         collector = self.collector(name, count)
-        for batch in batches:
-            collector.add(batch.images, batch.labels)
+        with together():
+            for batch in batches:
+                collector.add(batch.images, batch.labels)
         content = weights_digest(generator) if isinstance(generator, nn.Module) else None
         drawn = "uniform" if classes is None else "as the reference"
         drawn_at = told(generator, truncation)
@@ -183,10 +190,25 @@ class Scorer:
         """Score the images of a data source, cut to the same resolution as the reference, but not cropped."""
         fakes = dataclasses.replace(self.reference, source=source, crop_fraction=1.0, crop="center")
         dataset = open_images(fakes, "fakes")
+        renumber = self._renumbering(dataset)
         self._expect(len(dataset))
         self._prepare()
         fake = self._extract(dataset, self.protocol.kept_of_fakes)
-        return self._compare(dataclasses.replace(fake, content=self._content(dataset)), None)
+        labels = fake.labels if fake.labels is None or renumber is None else torch.tensor(renumber)[fake.labels]
+        return self._compare(dataclasses.replace(fake, content=self._content(dataset), labels=labels), None)
+
+    def _renumbering(self, dataset: ImageDataset) -> tuple[int, ...] | None:
+        """Return the reference's number of each class of the fakes; None where both have the same, or none is known."""
+        known = () if self.dataset is None else self.dataset.source.class_names
+        try:
+            return same_numbers(dataset.source.class_names, known)
+        except ValueError as error:
+            if "class_frechet" not in self.protocol.metrics:
+                return None
+            raise ValueError(
+                f"the classes of {dataset.config.source} and {self.reference.source} can't be compared, {error}: call "
+                "them alike, or leave class_frechet out of metrics"
+            ) from error
 
     def collector(self, name: str, count: int) -> Collector:
         """Return what takes this process's share of `count` fakes, the images in the order of `share_of`."""
@@ -241,18 +263,30 @@ class Scorer:
             return dataclasses.replace(self._extract(dataset, kept), content=content)
         key = reference_key(content, self.extractor, kept, self.accelerator.device.type)
         path = self.cache / f"{key}.npz"
-        there = broadcast_object_list([path.is_file() and not self.refresh])[0]
-        if there:
+        # Machines that share no folder may not all have it: then all extract, and none waits for another.
+        if all(gather_object([path.is_file()])) and not self.refresh:
             try:
-                return dataclasses.replace(load_reference(path, self.extractor), source=dataset.config.source)
+                with together():
+                    found = load_reference(path, self.extractor)
             except ValueError as error:
                 raise ValueError(f"{error}; or set refresh") from error
+            return dataclasses.replace(found, source=dataset.config.source)
         self._expect(len(dataset))
         features = dataclasses.replace(self._extract(dataset, kept), content=content)
         with together():
             if self.accelerator.is_main_process:
-                save_reference(path, features, self.extractor.resize)
+                self._keep(path, features)
         return features
+
+    def _keep(self, path: Path, features: FeatureSet) -> None:
+        try:
+            save_reference(path, features, self.extractor.resize)
+        except OSError as error:
+            # What may have taken hours to extract is worth more than its copy.
+            warnings.warn(
+                f"the statistics of {features.source} are not kept ({error}): set cache to another folder, or to off",
+                stacklevel=2,
+            )
 
     def _extract(self, dataset: ImageDataset, kept: Kept) -> FeatureSet:
         share = share_of(len(dataset), self.accelerator)
@@ -309,6 +343,9 @@ def make_scorer(
             with what is named.
     """
     name = settings.extractor or (default_extractor(source) if settings.protocol is None else None)
+    published = PROTOCOLS.get(settings.protocol or "")
+    if settings.reference is None and published is not None and (published.reference != TRAINING or not source):
+        raise ValueError(f"protocol {published.name} compares with {published.reference}: name them in reference")
     reference = settings.reference or default_reference(source)
     if name is None and settings.protocol is None:
         raise ValueError(
@@ -317,7 +354,7 @@ def make_scorer(
             f"({', '.join(PROTOCOLS)})" + ("" if reference else ", and in reference the images to compare with")
         )
     if not reference:
-        raise ValueError("reference is missing: set it to the images to compare with, or an npz of their statistics")
+        raise ValueError(f"scores by {settings.protocol or name} need images to compare with: set reference")
     protocol, extractor = choose_protocol(settings.protocol, name, settings.weights, settings.trust_weights)
     protocol = customised(protocol, settings.metrics, settings.resamples, settings.extrapolation_points)
     if isinstance(fakes, str):

@@ -125,6 +125,7 @@ def test_the_scripts_take_the_newest_run(
 
 
 def test_the_script_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (there := tmp_path / "there.npz").touch()
     for arguments, words in (
         (["--fakes=nowhere"], "fakes can't be used: data.source nowhere does not exist"),
         (["--fakes=digits-test", "--reference=nowhere"], "set extractor (cifar10, digits, or the file"),
@@ -132,9 +133,22 @@ def test_the_script_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
             ["--fakes=digits-test", "--reference=nowhere", "--extractor=digits"],
             "reference can't be used: data.source now",
         ),
-        (["--fakes=digits-test", "--n=12"], "n and truncation are for a generator, and digits-test is none"),
-        ([f"--fakes={tmp_path}", "--extractor=inception"], "there is no extractor inception"),
-        (["--fakes=digits-test", "--protocol=fd-digits"], "reference is missing"),
+        *(
+            (["--fakes=digits-test", option], "how to draw from a generator, and digits-test is none")
+            for option in ("--n=12", "--truncation=1", "--seed=3", "--labels=uniform")
+        ),
+        ([f"--fakes={tmp_path}", "--extractor=inception", "--reference=digits"], "there is no extractor inception"),
+        (
+            [f"--fakes={tmp_path}", "--extractor=cifar10"],
+            "scores by cifar10 need images to compare with: set reference",
+        ),
+        ([f"--fakes={tmp_path}", "--protocol=hit-val50k"], "compares with the 50,000 ImageNet validation images: name"),
+        (["--fakes=digits-test", f"--output={tmp_path}"], "is a folder: name a .json file in it"),
+        (
+            ["--fakes=digits-test", "--metrics=[fid]"],
+            "like [frechet, spatial_frechet], of frechet, spatial_frechet, half_split",
+        ),
+        (["--fakes=digits-test", f"--save_reference={there}"], "there.npz exists: name another file, or remove"),
         (["--n=1"], "n must be at least 2"),
     ):
         with pytest.raises(SystemExit) as stop:
@@ -152,7 +166,15 @@ def test_a_generator_of_other_images_is_not_judged_by_digits(
         evaluate.main([f"--fakes={tmp_path}/run", "--cpu=true", "--threads=1"])
     said = capsys.readouterr().err
     assert "there is no embedded extractor for photos.zip: set extractor (cifar10, digits" in said
-    assert "reference" not in said  # that is what it was trained on
+    assert "and in reference" not in said  # that is what it was trained on
+    # What it was trained on is no reference of a protocol that has another.
+    for protocol, reference in (
+        ("hit-val50k", "the 50,000 ImageNet validation images"),
+        ("adm-train-npz", "means and covariances that ADM published"),
+    ):
+        with pytest.raises(SystemExit):
+            evaluate.main([f"--fakes={tmp_path}/run", f"--protocol={protocol}", "--cpu=true", "--threads=1"])
+        assert f"compares with {reference}: name them in reference" in capsys.readouterr().err
 
 
 def test_an_output_of_no_known_format_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,6 +183,11 @@ def test_an_output_of_no_known_format_is_refused(tmp_path: Path, capsys: pytest.
     with pytest.raises(SystemExit):
         sample.main([f"--model={tmp_path}/run", f"--output={tmp_path}/x.jpg", "--cpu=true", "--threads=1"])
     assert "unknown ending: name a folder, a .zip or an .npz" in capsys.readouterr().err
+    for option in ("--refresh=true", "--resamples=3", "--metrics=[frechet]", "--scores=s.json", "--extractor=digits"):
+        with pytest.raises(SystemExit):
+            sample.main([f"--model={tmp_path}/run", option, "--cpu=true", "--threads=1"])
+        name = option[2:].partition("=")[0]
+        assert f"set reference, or leave {name} out" in capsys.readouterr().err
     sample.main([f"--model={tmp_path}/run", "--n=3", f"--output={tmp_path}/x", "--cpu=true", "--threads=1"])
     assert len(list((tmp_path / "x").glob("*.png"))) == 3
 
@@ -234,6 +261,25 @@ def test_a_kept_reference_gives_bit_identical_scores_and_never_stands_for_anothe
     passes.clear()
     digits_scorer(reference=reals, cache="off").score_images(fakes)
     assert passes == [reals, fakes]
+
+
+@pytest.mark.filterwarnings("ignore:.*singular")
+def test_scores_do_not_hang_on_a_place_to_keep_the_reference(
+    tmp_path: Path, passes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reals = digits_zip(tmp_path / "reals.zip")
+    settings = {"reference": reals, "metrics": ("frechet",)}
+    kept = digits_scorer(cache=str(tmp_path / "cache"), **settings).score_images(reals)
+    assert passes == [reals, reals]
+    # A file where the folder should be stands for a folder that nothing can be written to.
+    with pytest.warns(UserWarning, match=r"statistics of .*reals.zip are not kept \(.*set cache to another folder"):
+        found = digits_scorer(cache=reals, **settings).score_images(reals)
+    assert without_times(found) == without_times(kept)
+    # A machine that lacks the file must not leave those that have it waiting: all extract.
+    passes.clear()
+    monkeypatch.setattr(evaluation, "gather_object", lambda found: [*found, False])
+    digits_scorer(cache=str(tmp_path / "cache"), **settings).score_images(reals)
+    assert passes == [reals, reals]
 
 
 def test_another_protocol_never_finds_a_reference(tmp_path: Path, classifier: Any, passes: list[str]) -> None:
@@ -324,6 +370,35 @@ def test_one_bar_counts_up_to_all_images_that_are_extracted(tmp_path: Path, monk
     assert seen[-1] == (6, 9)
 
 
+# Classes
+
+
+def test_classes_are_compared_by_name(tmp_path: Path) -> None:
+    dataset = ImageDataset(DataConfig(source="digits-test"))
+    images, labels = next(evaluation_batches(dataset, 360, range(360)))
+
+    def folder(name: str, classes: dict[str, int], first: int) -> str:
+        for called, digit in classes.items():
+            (tmp_path / name / called).mkdir(parents=True)
+            for i, image in enumerate(images[labels == digit][first : first + 6]):
+                Image.fromarray(image[0].numpy()).save(tmp_path / name / called / f"{i}.png")
+        return str(tmp_path / name)
+
+    def score(reals: str, fakes: str) -> Scores:
+        settings = ScoreConfig(extractor="digits", reference=reals, metrics=("class_frechet",), cache="off")
+        return make_scorer(settings, "", Accelerator(cpu=True), fakes).score_images(fakes)
+
+    reals = folder("reals", {"one": 1, "seven": 7, "two": 2}, 0)
+    with pytest.warns(UserWarning, match="singular"):
+        whole = score(reals, folder("whole", {"one": 1, "seven": 7, "two": 2}, 6)).class_fd
+        # Without the first class, each other has the number of the one before it.
+        part = score(reals, folder("part", {"seven": 7, "two": 2}, 6)).class_fd
+    assert list(whole) == [0, 1, 2]
+    assert part == pytest.approx({1: whole[1], 2: whole[2]}, rel=1e-5)
+    with pytest.raises(ValueError, match=r"'deux' is none of the classes one, seven, two: call them alike"):
+        score(reals, folder("others", {"deux": 2, "seven": 7}, 6))
+
+
 # Spatial features
 
 
@@ -401,6 +476,29 @@ def test_classes_follow_the_reference_or_are_uniform(tmp_path: Path) -> None:
         assert found.sampling == {"seed": 3, "truncation": None, "labels": expected}
 
 
+def test_a_generator_that_fails_on_one_process_stops_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = digits_scorer(metrics=("frechet",), reference="digits-test", cache="off")
+    _ = scorer.real
+    told: list[Any] = []
+    monkeypatch.setattr("maxgan.checkpoint.gather_object", lambda found: told.extend(found) or found)
+    generator = Constant()
+    monkeypatch.setattr(generator, "forward", lambda z, labels: torch.full((len(z), 1, 16, 16), torch.nan))
+    with pytest.raises(ValueError, match="gives NaN or infinity for seeds 0 to 19"):
+        scorer.score_generator(generator, "broken", 20)
+    assert [is_mistake for is_mistake, _ in told] == [True]
+
+
+def test_a_gpu_is_fed_by_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maxgan.runtime.available_cores", lambda: 7)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    extractor = load_extractor("digits")
+    for device, workers in (("cpu", 0), ("cuda", 3)):
+        accelerator: Any = SimpleNamespace(device=torch.device(device), num_processes=2)
+        scorer = Scorer(feature_protocol(extractor), extractor, DataConfig(source="digits-test"), accelerator)
+        assert scorer.dataset is not None
+        assert (scorer.reference.workers, scorer.dataset.config.workers) == (workers, workers)
+
+
 def test_a_protocol_without_quantisation_shows_the_extractor_what_was_generated() -> None:
     seen: list[torch.dtype] = []
 
@@ -435,7 +533,9 @@ def test_images_in_an_npz_or_in_shards_score_as_the_same_in_a_zip(tmp_path: Path
     assert json.loads((tmp_path / "s.json").read_text())["metrics"] == pytest.approx(one.metrics)
 
 
-def test_sample_scores_what_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sample_scores_what_it_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     generator = MaxViTGenerator(16, 1, 10, width=16, head_dim=8, latent_dim=8, latent_tokens=4, norm="layer")
     export_model(generator, tmp_path / "g.safetensors", {"source": "digits-train"})
     common = [f"--reference={digits_zip(tmp_path / 'reals.zip')}", "--cpu=true", "--threads=1", "--seed=5"]
@@ -455,6 +555,19 @@ def test_sample_scores_what_it_writes(tmp_path: Path, capsys: pytest.CaptureFixt
     assert one["sampling"] == {"seed": 5, "truncation": None, "labels": "as the reference"}
     assert three["reference_digest"] == one["reference_digest"]
     assert "FD-digits within a class" in capsys.readouterr().out
+
+    def extract(*_: Any) -> None:
+        raise AssertionError("the reference is extracted although the samples are there")
+
+    monkeypatch.setattr(Scorer, "_extract", extract)
+    for option, words in (
+        (f"--output={tmp_path}/fakes.npz", "fakes.npz exists: name another file, or set overwrite"),
+        (f"--scores={tmp_path}", "is a folder: name a .json file in it"),
+    ):
+        with pytest.raises(SystemExit):
+            sample.main([f"--model={tmp_path}/g.safetensors", "--n=150", "--extractor=digits", "--cache=off",
+                         f"--output={tmp_path}/others.npz", option, *common])  # fmt: skip
+        assert words in capsys.readouterr().err
 
 
 def test_images_of_mixed_sizes_are_named_by_a_published_protocol(
