@@ -44,6 +44,22 @@ def test_a_gan_step_is_measured_against_its_floor(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_mathematics_of_scores_are_measured(tmp_path: Path) -> None:
+    output = tmp_path / "evaluation.json"
+    command = [
+        sys.executable, str(ROOT / "benchmarks" / "evaluation.py"), "--images=70", "--side=ours", f"--output={output}",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(output.read_text())
+    assert report["scores"] == json.loads(result.stdout)["scores"]
+    scores = report["scores"]["ours"]
+    assert scores["fd"] > 0 and 1 < scores["inception_score_mean"] < 1008 and 0 < scores["precision"] <= 1
+    assert report["seconds_per_1000_images"]["ours"] > 0 and report["peak_memory_gb"] > 0
+
+
+@pytest.mark.slow
 def test_a_study_compares_variants_and_goes_on_where_it_was(tmp_path: Path) -> None:
     study = tmp_path / "tiny.yaml"
     study.write_text(
