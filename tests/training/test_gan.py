@@ -141,21 +141,33 @@ def test_all_that_d_sees_is_augmented_and_penalties_are_of_the_images_before(gam
     assert parts["real_sign"] == real.sign().mean()
 
 
-@pytest.mark.parametrize("gammas", [(0.7, 0.0), (0.0, 0.3), (0.7, 0.3)])
-def test_finite_differences_stand_in_for_the_penalties(gammas: tuple[float, float]) -> None:
+@pytest.mark.parametrize(
+    ("gammas", "policy"), [((0.7, 0.0), None), ((0.0, 0.3), POLICY), ((0.7, 0.3), None), ((0.7, 0.3), POLICY)]
+)
+def test_finite_differences_stand_in_for_the_penalties(gammas: tuple[float, float], policy: str | None) -> None:
     torch.manual_seed(0)
     discriminator = ResidualDiscriminator(8, 1, 3, max_width=8).double()
     real, fake, *directions = torch.randn(4, 4, 1, 8, 8).double()
     labels = torch.tensor([0, 1, 2, 1])
     config = LossConfig(penalty="finite_difference", penalty_step=1e-6)
     given = [v if gamma else None for v, gamma in zip(directions, gammas, strict=True)]
-    value, parts = DiscriminatorObjective(discriminator, config)(real, fake, labels, *gammas, 1.0, None, None, *given)
-    expected = LOSSES["relativistic"](discriminator(real, labels), discriminator(fake, labels))
-    for gamma, name, images, v in zip(gammas, ("r1", "r2"), (real, fake), directions, strict=True):
+    draws: tuple[Tensor | None, ...] = (None, None)
+    if policy:  # the same for an image and where it is moved to, before it is augmented
+        draws = tuple(torch.rand(2, 4, ALL_DRAWS).double())
+    objective = DiscriminatorObjective(discriminator, config, policy)
+    value, parts = objective(real, fake, labels, *gammas, 1.0, None, None, *given, *draws, 0.7)
+
+    def judge(images: Tensor, numbers: Tensor | None) -> Tensor:
+        seen = images if policy is None or numbers is None else augment(images, numbers, policy, 0.7)
+        logits: Tensor = discriminator(seen, labels)
+        return logits
+
+    expected = LOSSES["relativistic"](judge(real, draws[0]), judge(fake, draws[1]))
+    for gamma, name, images, v, numbers in zip(gammas, ("r1", "r2"), (real, fake), directions, draws, strict=True):
         assert (name in parts) == (gamma > 0)
         if gamma:
             x = images.clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(discriminator(x, labels).sum(), x, create_graph=True)
+            (gradient,) = torch.autograd.grad(judge(x, numbers).sum(), x, create_graph=True)
             expected = expected + gamma / 2 * (gradient * v).sum((1, 2, 3)).square().mean()
     torch.testing.assert_close(value, expected, rtol=1e-4, atol=0)
     parameters = list(discriminator.parameters())
