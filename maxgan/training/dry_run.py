@@ -239,7 +239,9 @@ class DryRun:
         interval = config.loss.penalty_interval
         self._costs: list[tuple[Cost, float]] = []
         kept = Kept(parameters)
-        for update, share in ((0, 1 / interval), (1, 1 - 1 / interval)):
+        # Half-way, where no schedule is at an end: a penalty whose weight starts at 0 would cost nothing before.
+        middle = training.images // training.batch_size // 2 // interval * interval
+        for update, share in ((middle, 1 / interval), (middle + 1, 1 - 1 / interval)):
             if share:
                 trainer.images_seen = update * training.batch_size
                 with Cost() as cost, kept:
