@@ -24,7 +24,7 @@ from maxgan.training.losses import automatic_gamma, directions_of, generator_los
 from maxgan.training.objective import DiscriminatorObjective
 from maxgan.training.schedules import lazy_adam, value_at
 from maxgan.training.signs import VARIETY, variety
-from maxgan.training.sync_norm import sync_norms
+from maxgan.training.sync_norm import share_statistics, sync_norms
 from maxgan.training.watchdog import Watchdog
 
 # What random numbers are for, so that no two uses share a stream.
@@ -124,15 +124,18 @@ class GanTrainer:
         if self.adaptive is not None:
             self.adaptive.add(metrics["real_sign"], self.update, self.accelerator)
         self.images_seen += self.config.training.batch_size
+        generator = self.accelerator.unwrap_model(self.generator)
+        share_statistics(generator, self.accelerator)
         for average in (self.ema, *self.averages.values()):
-            average.update_parameters(self.accelerator.unwrap_model(self.generator))
+            average.update_parameters(generator)
         return metrics
 
     def update_networks(self, micro: list[Images]) -> dict[str, Tensor]:
         """Update D and G from micro-batches of reals; return detached scalars.
 
         Fakes take the labels of the reals beside them: they are distributed as the data's, and no difference in the
-        frequency of classes adds noise to the gradients.
+        frequency of classes adds noise to the gradients. The relativistic loss of G compares with the reals that D is
+        updated with, so that an update sees batch_size images; R3GAN (arXiv 2501.05441) draws others for it.
         """
         if self.config.optim.updates == "simultaneous":
             # D needs of G the images alone, and G must see D as it was. In this order the fakes are made once, each

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -33,3 +34,24 @@ def sync_norms(network: N, accelerator: Accelerator) -> N:
         return network
     converted: N = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     return converted
+
+
+@torch.no_grad()
+def share_statistics(network: nn.Module, accelerator: Accelerator) -> None:
+    """Give BatchNorm's running statistics the mean of all processes; every process must call this.
+
+    DistributedDataParallel hands on those of the first process, which saw its own images alone, and at its next forward
+    pass only: averages of the others would be other networks. With groups of images (ghost BatchNorm) the mean is what
+    one process with all images has.
+
+    Args:
+        network: not wrapped.
+        accelerator: of this process.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    if accelerator.num_processes == 1 or not norms:
+        return
+    statistics = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
+    means = accelerator.reduce(torch.cat(statistics), reduction="mean")
+    for own, mean in zip(statistics, means.split([len(s) for s in statistics]), strict=True):
+        own.copy_(mean)

@@ -11,7 +11,7 @@ from torch import nn
 from maxgan.config import BackboneConfig
 from maxgan.models import MaxViT
 from maxgan.nn.norm import GhostBatchNorm2d
-from maxgan.training.sync_norm import sync_norms
+from maxgan.training.sync_norm import share_statistics, sync_norms
 
 
 def gpus(count: int) -> Any:
@@ -55,3 +55,23 @@ def test_what_can_not_be_synchronised_is_refused() -> None:
         sync_norms(nn.Sequential(nn.LayerNorm(2)), gpus(2))
     with pytest.raises(ValueError, match="norm_group takes statistics over few images on purpose"):
         sync_norms(nn.Sequential(GhostBatchNorm2d(2, 2)), gpus(2))
+
+
+def test_running_statistics_become_the_mean_of_all_processes() -> None:
+    def network() -> nn.Module:
+        found = nn.Sequential(nn.BatchNorm2d(3), nn.LayerNorm(2), GhostBatchNorm2d(3, 2))
+        for _ in range(3):
+            found(torch.randn(4, 3, 2, 2) + 1)
+        return found
+
+    torch.manual_seed(0)
+    ours, theirs = network(), network()
+    names = [name for name in ours.state_dict() if "running" in name]
+    flat = torch.cat([theirs.state_dict()[name] for name in names])
+    expected = {name: (ours.state_dict()[name] + theirs.state_dict()[name]) / 2 for name in names}
+    two = SimpleNamespace(num_processes=2, reduce=lambda own, reduction: {"mean": (own + flat) / 2}[reduction])
+    share_statistics(ours, cast(Accelerator, two))
+    share_statistics(ours, Accelerator(cpu=True))  # alone, nothing changes
+    assert len(names) == 4
+    for name in names:
+        assert torch.equal(ours.state_dict()[name], expected[name]), name
