@@ -168,6 +168,14 @@ class AdaptiveProbability:
         self.value = min(max(self.value + step, 0.0), 1.0)
         self.signs = torch.zeros_like(self.signs)
 
+    def share(self, accelerator: Accelerator) -> None:
+        """Give every process the mean of all their sums, as a checkpoint holds one for them all; all must call this.
+
+        Those that go on have the same sums then as those that resume, and adapt alike.
+        """
+        if accelerator.num_processes > 1:
+            self.signs = accelerator.reduce(self.signs, reduction="mean")
+
     def state(self) -> dict[str, Tensor]:
         """Return what a checkpoint needs."""
         return {"value": torch.tensor(self.value, dtype=torch.float64), "signs": self.signs}

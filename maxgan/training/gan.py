@@ -147,9 +147,10 @@ class GanTrainer:
 
     def state(self) -> dict[str, Tensor]:
         """Return the moving averages, and the augmentation's probability where it adapts: all that isn't in the
-        networks and optimisers that the accelerator saves."""
+        networks and optimisers that the accelerator saves. Every process must call this."""
         groups = {name: average.state_dict() for name, average in self.averages.items()}
         if self.adaptive is not None:
+            self.adaptive.share(self.accelerator)
             groups["augment"] = self.adaptive.state()
         further = {f"{group}/{name}": tensor for group, part in groups.items() for name, tensor in part.items()}
         return dict(self.ema.state_dict()) | further

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -194,6 +196,15 @@ def test_the_probability_follows_the_sign_of_d_at_reals() -> None:
         adaptive.add(torch.tensor(sign), update, accelerator)
         found.append(round(adaptive.value, 9))
     assert found == [0.0] * 3 + [0.1] * 4 + [0.0] * 4 + [0.1] * 4 + [0.2]
+    # In the middle of four, a checkpoint holds one sum for all processes: their mean.
+    both = cast(Accelerator, SimpleNamespace(num_processes=2, reduce=lambda signs, reduction: (signs + 0.5) / 2))
+    adaptive.add(torch.tensor(1.0), 16, accelerator)
+    adaptive.share(both)
+    assert adaptive.state()["signs"] == 0.75
+    adaptive.share(accelerator)
+    assert adaptive.state()["signs"] == 0.75
+    for update in range(17, 20):
+        adaptive.add(torch.tensor(-1.0), update, accelerator)
     for update in range(8):
         adaptive.add(torch.tensor(-1.0), update, accelerator)
     assert adaptive.value == pytest.approx(0.0)
