@@ -24,7 +24,7 @@ class LossConfig:
 
     name: LossName = "relativistic"
     """`non_saturating`, the classic of HiT and StyleGAN2, `hinge`, that of SAGAN and BigGAN, or `relativistic`, which
-    compares pairs of reals and fakes (R3GAN)."""
+    compares pairs of reals and fakes (R3GAN), in the update of G with the reals of that of D."""
     r1_gamma: Gamma = 0.5
     """Weight of R1, or its schedule: the loss gains (r1_gamma / 2) * E|gradient of D at real images|^2; 0 leaves it
     out; `auto` takes StyleGAN2-ADA's rule, 0.0002 * resolution^2 / training.batch_size, a first guess for
