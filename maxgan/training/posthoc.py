@@ -86,8 +86,10 @@ def reconstruct(run: Path, sigma_rel: float, images: int | None = None) -> tuple
         # A sum with negative factors may miss a variance near 0 by more than that.
         state[name] = (tensor.clamp(min=0) if name.endswith("running_var") else tensor).to(state[name].dtype)
     network.load_state_dict(state)
-    network.info = {**network.info, "sigma_rel": sigma_rel, "images_seen": target[1]}
-    return network, mismatch(profiles, factors, target)
+    distance = mismatch(profiles, factors, target)
+    told = {"sigma_rel": sigma_rel, "images_seen": target[1], "profile_mismatch": round(distance, 6)}
+    network.info = {**network.info, **told}
+    return network, distance
 
 
 def run_reconstruct(config: ReconstructConfig) -> None:

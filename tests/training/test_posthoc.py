@@ -111,6 +111,7 @@ def test_a_reconstruction_is_the_average_that_training_would_have_kept(run: tupl
         assert (floats(network.state_dict()) - expected).norm() < 0.05 * scale, width
         assert distance < 0.05
         assert (network.info["sigma_rel"], network.info["images_seen"]) == (width, images)
+        assert network.info["profile_mismatch"] == pytest.approx(distance, abs=1e-6)
         assert not network.training
     with pytest.raises(ValueError, match="no average at 200 images can be made of snapshots up to 96"):
         reconstruct(directory, 0.1, 200)
