@@ -18,7 +18,8 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--no-first-run", "--remote-debugging-pipe",
 )  # fmt: skip
-SECONDS = 60
+# A browser that shares its core with other work may need minutes to start.
+SECONDS = 300
 
 
 def find_browser() -> str | None:
