@@ -54,11 +54,13 @@ def make_interpolation(config: InterpolateConfig) -> str:
     if generator.num_classes and classes is None:
         classes = list(range(generator.num_classes))
     paths = config.paths or (min(len(classes), MOST_PATHS) if classes else PLAIN_PATHS)
-    images = []
+    images: list[Tensor] = []
+    names: list[str] = []
     for path in range(paths):
         first = config.seed + path * config.points
         seeds = range(first, first + config.points)
         own = [classes[path % len(classes)]] if classes is not None else None
+        names += [subject.class_name(label) for label in own or ()]
         points, labels = latents_of(seeds, generator.latent_dim, generator.num_classes, own, truncation=subject.cut)
         z = closed_path(points.double(), config.frames).float()
         labels = labels[:1].expand(len(z)) if labels is not None else None
@@ -68,7 +70,7 @@ def make_interpolation(config: InterpolateConfig) -> str:
     output = subject.output(config, "interpolation.gif")
     strip = output.with_suffix(".png")
     save_animation([_frame(torch.stack([path[i] for path in images])) for i in range(count)], output, config.fps)
-    save_picture(sheet([[path[place] for place in places] for path in images]), strip)
+    save_picture(sheet([[path[place] for place in places] for path in images], names), strip)
     return f"{paths} closed paths of {count} frames through {subject.name} are in {output}, and as a strip in {strip}"
 
 

@@ -97,9 +97,11 @@ def test_the_animation_has_every_frame_and_repeats_for_ever(
     image = load_generator(painter)(between, labels[:1])[0, 0].detach().numpy()
     assert np.abs(tile(frames[2], 0, 1)[..., 0] - (image + 1) * 127.5).max() <= 1
     strip = np.asarray(Image.open(tmp_path / "path.png"))
+    margin = strip.shape[1] - 6 * 66
     for path in range(4):
+        assert (strip[2 + path * 66 : 66 + path * 66, 2 : margin - 2] < 128).any(), "the name of its class"
         for frame in range(6):
-            assert (tile(strip, path, frame) == tile(frames[frame], 0, path)).all()
+            assert (tile(strip, path, frame, margin) == tile(frames[frame], 0, path)).all()
 
 
 def test_without_classes_there_are_four_paths_and_webp_keeps_all_colours(plain_painter: Path) -> None:
