@@ -116,10 +116,11 @@ class ClassifierRun:
         self.accelerator = accelerator
         self.command = command
         updates = config.training.images // config.training.batch_size
+        least = SETTLED_UPDATES * config.training.batch_size
         if updates < SETTLED_UPDATES:
             accelerator.print(
                 f"note: {updates} updates are few for BatchNorm's running statistics (momentum 0.01), so that accuracy "
-                f"may be far lower than in training: raise training.images to {SETTLED_UPDATES} updates or more"
+                f"may be far lower than in training: raise training.images to {least:,} or more"
             )
         randaugment = RandAugment(config.mix) if config.mix.randaugment_ops else None
         self.dataset = ImageDataset(config.data, augment=randaugment)

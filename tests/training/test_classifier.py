@@ -343,7 +343,9 @@ def test_writes_what_it_says_and_says_when_it_is_finished(tmp_path: Path, capsys
             assert np.asarray(image.convert("L")).std() > 10
 
     before = exported.stat().st_mtime_ns
-    capsys.readouterr()
+    said = capsys.readouterr().out
+    assert "6 updates are few" in said
+    assert "raise training.images to 11,200 or more" in said  # 700 updates of 16
     assert train_classifier(config) == 0
     assert "this run is finished (96 images)" in capsys.readouterr().out
     assert exported.stat().st_mtime_ns == before
