@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from maxgan.config import (
     DiscriminatorConfig,
     GanConfig,
     GeneratorConfig,
+    ImageFacts,
     LossConfig,
     OptimConfig,
     Schedule,
@@ -299,6 +301,17 @@ def test_the_weight_of_a_penalty_is_a_number_or_stylegan2s_rule() -> None:
     trainer = GanTrainer(replace(TINY, loss=loss), ImageDataset(DataConfig()).facts, Accelerator(cpu=True))
     assert trainer.gamma(loss.r1_gamma) == pytest.approx(0.0002 * 16 * 16 / 8)
     assert trainer.gamma(loss.r2_gamma) == 0.25
+
+
+def test_a_checkpoint_holds_the_signs_that_all_processes_have_seen() -> None:
+    config = replace(TINY, augment=AugmentConfig("color", target=0.6))
+    trainer = GanTrainer(config, ImageFacts(16, 1, 10), Accelerator(cpu=True))
+    assert trainer.adaptive is not None
+    trainer.adaptive.signs = torch.tensor(1.0)
+    trainer.accelerator = cast(
+        Accelerator, SimpleNamespace(num_processes=2, reduce=lambda signs, reduction: (signs + 3) / 2)
+    )
+    assert trainer.state()["augment/signs"] == trainer.adaptive.signs == 2
 
 
 def rates(config: GanConfig) -> list[tuple[float, float]]:
