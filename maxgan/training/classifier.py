@@ -26,7 +26,7 @@ from maxgan.training.averaging import moving_average
 from maxgan.training.compiling import Compiling
 from maxgan.training.draws import seed_of
 from maxgan.training.image_augment import Mix, change_affine
-from maxgan.training.sync_norm import sync_norms
+from maxgan.training.sync_norm import share_statistics, sync_norms
 from maxgan.training.watchdog import Watchdog
 
 # Beside what the data loader draws from the same seed, so that no two uses share a stream.
@@ -138,6 +138,7 @@ class ClassifierTrainer:
         self.schedule.step()
         self.watchdog.watch_metrics(total, self.update)
         self.images_seen += self.config.training.batch_size
+        share_statistics(self.bare_network, accelerator)
         if self.ema is not None:
             self.ema.update_parameters(self.bare_network)
         return total

@@ -170,6 +170,21 @@ def test_one_update_is_that_of_plain_pytorch() -> None:
         torch.testing.assert_close(moved[name][large], expected[large], atol=2e-4, rtol=0)
 
 
+def test_what_all_processes_share_of_the_statistics_is_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    def share(network: nn.Module, accelerator: Accelerator) -> None:
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                module.running_mean.fill_(7)
+
+    monkeypatch.setattr("maxgan.training.classifier.share_statistics", share)
+    _, trainer = first_step(ema=EmaConfig(half_life=100))
+    assert trainer.ema is not None
+    means = [tensor for name, tensor in trainer.ema.state_dict().items() if name.endswith("running_mean")]
+    assert means
+    assert all((tensor == 7).all() for tensor in means)
+
+
 def test_a_mixed_update_is_that_of_soft_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checked in the loss and the accuracy that the update reports, with a mix of 0.7 and 0.3."""
     batches: list[Tensor] = []
