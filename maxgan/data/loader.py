@@ -162,8 +162,8 @@ def stream_index(position: int, length: int, seed: int) -> tuple[int, int]:
     return int(_permutation(length, epoch, seed)[place]), epoch
 
 
-class _Stream(Dataset[Batch | str]):
-    """The batch of any range of positions, or the message of an error: a worker would wrap it in its traceback."""
+class _Stream(Dataset[Batch | Exception]):
+    """The batch of any range of positions, or what went wrong (see `handed_over`)."""
 
     def __init__(self, dataset: ImageDataset, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
@@ -176,15 +176,15 @@ class _Stream(Dataset[Batch | str]):
         """What the changes of the image at a position are drawn from."""
         return np.random.default_rng((self.seed, _CHANGES, position))
 
-    def __getitem__(self, positions: range) -> Batch | str:
+    def __getitem__(self, positions: range) -> Batch | Exception:
         indices = self.indices(positions)
         try:
             with _mapping(self.dataset.source, 0) as each:
                 # A generator of random numbers takes as long as a small image, and most sets draw nothing from it.
                 rngs = map(self.rng, positions) if self.dataset.random else itertools.repeat(None)
                 images = list(each(self.dataset.read, indices, rngs))
-        except ValueError as error:
-            return str(error)
+        except (ValueError, OSError) as error:
+            return handed_over(error)
         return _batch(self.dataset, indices, images)
 
 
@@ -228,6 +228,27 @@ def _batch(dataset: ImageDataset, indices: Sequence[int], images: Iterable[np.nd
 def keep(batch: Any) -> Any:
     """Collate nothing: what a worker makes is what it gives."""
     return batch
+
+
+def handed_over(error: ValueError | OSError) -> Exception:
+    """A user's mistake as a decoding process gives it to the one that waits: raised there, it would bring a traceback
+    in its message."""
+    return (OSError if isinstance(error, OSError) else ValueError)(str(error))
+
+
+@contextmanager
+def naming_lost_workers() -> Iterator[None]:
+    """Turn what torch raises when a decoding process is killed, wherever that is, into an OSError of one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        problem = " ".join(str(error).split())
+        if "DataLoader worker (pid" not in problem:
+            raise
+        raise OSError(
+            f"a decoding process was ended from outside, perhaps for want of memory ({problem.rstrip('.')}): the same "
+            f"command goes on, perhaps with fewer workers"
+        ) from error
 
 
 def start_worker(worker: int) -> None:
@@ -290,7 +311,8 @@ def training_batches(
             from there; other batches come from the CPU.
 
     Raises ValueError at once where the batch size is not divisible; and when it is reached, naming a file that can't be
-    read.
+    read, or OSError where a disk is full that should keep it. A decoding process that is killed raises RuntimeError in
+    whatever the training does then: see `naming_lost_workers`.
     """
     part = images_at_once(batch_size, num_processes, accumulation)
     positions = (
@@ -306,7 +328,7 @@ def training_batches(
 
 
 def _batches(stream: _Stream, positions: Iterator[range], workers: int) -> Iterator[Batch]:
-    batches: Iterator[Batch | str]
+    batches: Iterator[Batch | Exception]
     if stream.dataset.in_memory or not workers:
         if workers:
             stream.dataset.preload(workers)
@@ -327,8 +349,8 @@ def _batches(stream: _Stream, positions: Iterator[range], workers: int) -> Itera
         )
     try:
         for batch in batches:
-            if isinstance(batch, str):
-                raise ValueError(batch)
+            if isinstance(batch, Exception):
+                raise batch
             yield batch
     finally:
         del batches  # ends the workers at once; the traceback of an error would keep them

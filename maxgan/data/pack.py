@@ -28,7 +28,7 @@ from maxgan.config import PackConfig, differences
 from maxgan.data.base import ImageSource
 from maxgan.data.content import combine, image_digest
 from maxgan.data.files import METADATA, StoreError
-from maxgan.data.loader import keep, start_worker
+from maxgan.data.loader import handed_over, keep, naming_lost_workers, start_worker
 from maxgan.data.shards import CLASS_SUFFIX
 from maxgan.data.sources import OnError, open_source
 from maxgan.data.transforms import cut, set_channels, to_array
@@ -161,8 +161,8 @@ def _work_folder(work: Path, settings: dict[str, Any], config: PackConfig) -> It
     shutil.rmtree(work, ignore_errors=True)
 
 
-class _Parts(Dataset[str | None]):
-    """Part `number` of the work, done when it is asked for; its item is the message of an error, or None."""
+class _Parts(Dataset[Exception | None]):
+    """Part `number` of the work, done when it is asked for; its item is what went wrong, or None."""
 
     def __init__(self, source: ImageSource, config: PackConfig, channels: int, work: Path, zipped: bool) -> None:
         self.source, self.config, self.channels, self.zipped = source, config, channels, zipped
@@ -184,7 +184,7 @@ class _Parts(Dataset[str | None]):
         start = number * self.config.shard_images
         return range(start, min(start + self.config.shard_images, len(self.source)))
 
-    def __getitem__(self, number: int) -> str | None:
+    def __getitem__(self, number: int) -> Exception | None:
         try:
             images, skipped = [], []
             with atomic_path(self.file(number)) as path, (_adding_zip if self.zipped else _adding_tar)(path) as add:
@@ -201,8 +201,8 @@ class _Parts(Dataset[str | None]):
                     label = None if self.source.labels is None else int(self.source.labels[index])
                     images.append((add(index, png, label), label, image_digest(pixels).hex()))
             _write_json(self.report(number), {"images": images, "skipped": skipped})
-        except (ValueError, OSError) as error:  # a worker would wrap it in its traceback
-            return str(error)
+        except (ValueError, OSError) as error:
+            return handed_over(error)
         return None
 
     def _convert(self, index: int) -> tuple[Any, bytes]:
@@ -258,17 +258,12 @@ def _make(parts: _Parts, config: PackConfig) -> None:
         worker_init_fn=start_worker,
     )  # fmt: skip
     to_do = sum(len(parts.indices(number)) for number in missing)
-    with tqdm(total=len(parts.source), initial=len(parts.source) - to_do, unit="img", desc="pack") as bar:
-        try:
-            for number, problem in zip(missing, results, strict=True):
-                if problem is not None:
-                    raise ValueError(problem)
-                bar.update(len(parts.indices(number)))
-        except RuntimeError as error:
-            raise OSError(
-                f"a decoding process was ended from outside, perhaps for want of memory ({error}): the same command "
-                f"goes on, perhaps with fewer workers"
-            ) from error
+    bar = tqdm(total=len(parts.source), initial=len(parts.source) - to_do, unit="img", desc="pack")
+    with bar, naming_lost_workers():
+        for number, problem in zip(missing, results, strict=True):
+            if problem is not None:
+                raise problem
+            bar.update(len(parts.indices(number)))
 
 
 def _finish(parts: _Parts, dest: Path, settings: dict[str, Any]) -> Packed:

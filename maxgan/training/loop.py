@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from maxgan.checkpoint import find_run_state, load_run_state, save_run_state, together
 from maxgan.config import GanWatchdogConfig, RunConfig, TrainingConfig, WatchdogConfig
-from maxgan.data.loader import Batch, ImageDataset, images_at_once, training_batches
+from maxgan.data.loader import Batch, ImageDataset, images_at_once, naming_lost_workers, training_batches
 from maxgan.runtime import StopSignal, keeping_memory
 from maxgan.training.draws import seed_of
 from maxgan.training.meters import Meters
@@ -198,8 +198,9 @@ class Loop:
 
         Raises:
             NotFinite: when a metric, a gradient, or what would be saved is not finite, and the run can't go back.
+            OSError: if a decoding process was killed, or a disk is full.
         """
-        with StopSignal() as stop:
+        with StopSignal() as stop, naming_lost_workers():
             while True:
                 try:
                     return self._train(stop)

@@ -19,7 +19,15 @@ import torch
 from PIL import Image
 
 from maxgan.config import DataConfig
-from maxgan.data.loader import Batch, ImageDataset, evaluation_batches, stream_index, training_batches
+from maxgan.data.loader import (
+    Batch,
+    ImageDataset,
+    evaluation_batches,
+    naming_lost_workers,
+    stream_index,
+    training_batches,
+)
+from maxgan.data.sources import ImageFiles
 
 Make = Callable[..., Path]
 
@@ -300,6 +308,38 @@ def test_a_damaged_image_is_named_in_one_sentence(numbered: Path, workers: int, 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_disk_that_is_full_is_told_of_in_one_sentence(
+    photos: str, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where row groups of parquet files are kept."""
+
+    def full(self: ImageFiles, index: int) -> Image.Image:
+        raise OSError("no space left on the disk to write a")
+
+    monkeypatch.setattr(ImageFiles, "read", full)
+    dataset = ImageDataset(DataConfig(source=photos, resolution=8, channels=3), memory=0)
+    with pytest.raises(OSError, match=r"^no space left on the disk to write a$"):
+        take(dataset, 1, 5, workers=workers)
+
+
+def test_a_decoding_process_that_is_killed(photos: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, parent = ImageFiles.read, os.getpid()
+
+    def deadly(self: ImageFiles, index: int) -> Image.Image:
+        if os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, index)
+
+    monkeypatch.setattr(ImageFiles, "read", deadly)
+    dataset = ImageDataset(DataConfig(source=photos, resolution=8), memory=0)
+    with pytest.raises(OSError, match=r"^a decoding process was ended from outside") as caught, naming_lost_workers():
+        take(dataset, 1, 5, workers=1)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RuntimeError, match=r"^another$"), naming_lost_workers():
+        raise RuntimeError("another")
+
+
 def test_workers_leave_signals_to_the_training_process(photos: str) -> None:
     program = (
         "import signal\n"
@@ -327,5 +367,5 @@ def test_workers_leave_signals_to_the_training_process(photos: str) -> None:
     # As a terminal does, and a cluster that wants its machines back.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         os.killpg(child.pid, number)
-    _, errors = child.communicate(timeout=30)
+    _, errors = child.communicate(timeout=300)
     assert (child.returncode, errors) == (0, "")
