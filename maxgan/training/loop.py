@@ -153,6 +153,12 @@ class Loop:
         self.seconds = extra["seconds"]
         self.best = extra.get("best")
         self.rollbacks = extra.get("rollbacks", 0)
+        before, now = extra.get("data_images", len(self.dataset)), len(self.dataset)
+        if before != now:
+            self.accelerator.print(
+                f"the data has {now:,} images and had {before:,} when {folder} was saved: their order is another from "
+                "here on"
+            )
         self.trainer.seed = self._seed()
 
     def _seed(self) -> int:
@@ -187,7 +193,10 @@ class Loop:
         tensors = {f"trainer/{name}": tensor for name, tensor in self.trainer.state().items()}
         tensors |= {f"meter/{name}": tensor for name, tensor in sums.items()}
         self.trainer.watchdog.check_state(tensors)
-        extra = {"meter_counts": counts, "seconds": self.seconds, "rollbacks": self.rollbacks, "best": self.best}
+        extra = {
+            "meter_counts": counts, "seconds": self.seconds, "rollbacks": self.rollbacks, "best": self.best,
+            "data_images": len(self.dataset),
+        }  # fmt: skip
         best = None if self.best is None else int(self.best["images"])
         root = self.directory / CHECKPOINTS
         save_run_state(self.accelerator, root, self.trainer.images_seen, extra, tensors, self.run.keep, best)

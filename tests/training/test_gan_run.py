@@ -379,6 +379,37 @@ def test_a_shard_that_changes_under_way_stops_the_run_and_it_goes_on_when_that_i
     assert without_times(tmp_path / "stopped") == without_times(tmp_path / "whole")
 
 
+def test_a_decoding_process_that_is_killed_amid_an_update_is_told_of(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch raises this from a handler of SIGCHLD, wherever the training is."""
+
+    def struck(self: GanTrainer, batches: Any) -> Any:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    directory = tmp_path / "struck"
+    shutil.copytree(whole, directory)
+    shutil.rmtree(directory / "checkpoints" / "images-000000096")
+    monkeypatch.setattr(GanTrainer, "step", struck)
+    with pytest.raises(OSError, match=r"decoding process was ended .* \(DataLoader .* Killed\): the same command goes"):
+        train(at(directory))
+
+
+def test_another_number_of_images_is_told_of(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "other"
+    shutil.copytree(whole, directory)
+    monkeypatch.setattr(Loop, "train", lambda _: signal.SIGTERM)
+    for lost, told in ((0, 0), (1, 1)):
+        shutil.rmtree(directory / "checkpoints" / ("images-000000064" if lost else "images-000000096"))
+        monkeypatch.setattr("maxgan.data.sources.Digits.__len__", lambda self, lost=lost: len(self._pixels) - lost)
+        assert train(at(directory)) == 75
+        said = capsys.readouterr().out
+        assert said.count("the data has 1,436 images and had 1,437 when") == told
+        assert "going on from" in said
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path: Path) -> None:
     config = replace(TINY, optim=replace(TINY.optim, lr=1e30))
     with pytest.raises(ValueError, match=r"at update \d+, images .* became infinite or NaN: the run stops"):
