@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from tqdm import tqdm
 
@@ -75,7 +75,7 @@ class Loop:
         score_every: images; 0 for the end alone.
 
     Raises:
-        ValueError: if the batch can't be split equally over the processes.
+        ValueError: if the batch can't be split equally over the processes, or if they have unlike data.
 
     Attributes:
         best: the metrics with the least "fd" so far, and their `images`; None before the first.
@@ -98,6 +98,12 @@ class Loop:
     ) -> None:
         # Before anything is written.
         images_at_once(training.batch_size, accelerator.num_processes, training.accumulation)
+        counts = gather_object([len(dataset)])
+        if len(set(counts)) > 1:
+            raise ValueError(
+                f"the processes find {min(counts):,} to {max(counts):,} images in data.source {dataset.source.name}: "
+                "give all machines the same"
+            )
         self.run, self.training, self.watchdog = run, training, watchdog
         self.directory = directory
         self.accelerator = accelerator

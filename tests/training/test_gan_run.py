@@ -274,6 +274,15 @@ def test_processes_that_do_not_divide_the_batch_are_refused(tmp_path: Path, monk
     assert not (tmp_path / "run").exists()
 
 
+def test_machines_with_unlike_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maxgan.training.loop.gather_object", lambda mine: [*mine, 1436])
+    with pytest.raises(
+        ValueError, match=r"the processes find 1,436 to 1,437 images in data\.source digits-train: give"
+    ):
+        train(at(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_in_use_is_refused(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
