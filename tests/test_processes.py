@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cluster import PATIENCE, ends, start_each
 
 from maxgan.training.run import read_metrics
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 def run(command: list[str], folder: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert not check or result.returncode == 0, result.stdout + result.stderr
     return result
 
@@ -142,7 +142,7 @@ def test_a_signal_to_the_launcher_saves_and_the_same_command_goes_on(tmp_path: P
         os.killpg(process.pid, number)
     else:  # `kill` reaches the launcher alone, which passes nothing on
         process.send_signal(number)
-    process.wait(60)
+    process.wait(PATIENCE)
     _wait_for(lambda: any((tmp_path / "run" / "checkpoints").glob("images-*/manifest.json")))
     seen = max(int(path.name.split("-")[1]) for path in (tmp_path / "run" / "checkpoints").glob("images-*"))
     again = subprocess.Popen(
@@ -150,39 +150,20 @@ def test_a_signal_to_the_launcher_saves_and_the_same_command_goes_on(tmp_path: P
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert again.stdout is not None
-    lines = [again.stdout.readline() for _ in range(3)]
+    # Before it may stand that the first is still at its end.
+    told = next((line for line in again.stdout if "going on from" in line), "")
     os.killpg(again.pid, signal.SIGKILL)
     again.wait()
     again.stdout.close()
-    assert f"going on from run/checkpoints/images-{seen:09d}" in "".join(lines)
+    assert f"going on from run/checkpoints/images-{seen:09d}" in told
 
 
-def start_each(folder: Path, processes: int, *options: str) -> list[subprocess.Popen[str]]:
-    """Start the processes of one training as a cluster does, without a launcher."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    started = []
-    for rank in range(processes):
-        environment = {
-            **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
-            "RANK": str(rank), "LOCAL_RANK": str(rank),
-        }  # fmt: skip
-        command = [sys.executable, str(ROOT / "train_gan.py"), *TINY, "--evaluation.enabled=false", *options]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, cwd=folder, env=environment, **pipes))  # type: ignore[call-overload]
-    return started
-
-
-def ends(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
-    """Return exit code, output and errors of each."""
-    told = [process.communicate(timeout=300) for process in processes]
-    return [(process.returncode, *texts) for process, texts in zip(processes, told, strict=True)]
+TRAIN = [str(ROOT / "train_gan.py"), *TINY, "--evaluation.enabled=false"]
 
 
 def test_a_signal_to_one_process_stops_all_at_one_update_and_another_number_of_them_goes_on(tmp_path: Path) -> None:
     options = ["--training.images=100000", "--run.checkpoint_every=100000", "--run.directory=run"]
-    running = start_each(tmp_path, 2, *options)
+    running = start_each(tmp_path, 2, *TRAIN, *options)
     metrics = tmp_path / "run" / "metrics.jsonl"
     _wait_for(lambda: len(read_metrics(metrics)) >= 3)
     running[1].send_signal(signal.SIGUSR1)
@@ -193,7 +174,7 @@ def test_a_signal_to_one_process_stops_all_at_one_update_and_another_number_of_t
     assert read_metrics(metrics)[-1]["images"] == seen
     assert f"stopped by a signal at {seen} images, all saved" in said
 
-    (alone,) = start_each(tmp_path, 1, *options)
+    (alone,) = start_each(tmp_path, 1, *TRAIN, *options)
     _wait_for(lambda: read_metrics(metrics)[-1]["images"] > seen)
     alone.send_signal(signal.SIGTERM)
     ((code, said, errors),) = ends([alone])
@@ -215,7 +196,7 @@ def test_every_process_of_a_training_gets_the_signal_of_a_cluster(tmp_path: Path
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
     _wait_for(lambda: len(read_metrics(tmp_path / "run" / "metrics.jsonl")) >= 3)
     os.killpg(process.pid, signal.SIGTERM)
-    assert process.wait(60) == 75
+    assert process.wait(PATIENCE) == 75
     assert any((tmp_path / "run" / "checkpoints").glob("images-*/manifest.json"))
 
 
@@ -226,7 +207,7 @@ def test_the_launcher_does_not_cost_a_core() -> None:
     assert int(result.stdout.split()[-1]) == len(os.sched_getaffinity(0))
 
 
-def _wait_for(condition: object, seconds: float = 120) -> None:
+def _wait_for(condition: object, seconds: float = PATIENCE) -> None:
     assert callable(condition)
     end = time.monotonic() + seconds
     while not condition():

@@ -424,7 +424,7 @@ def test_two_processes_write_what_one_does(sample: ModuleType, tmp_path: Path, m
     command += ["--rdzv-endpoint", "localhost:0", "program.py"]
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("sampling 7 images") == 3  # by the main process alone
     for output in ("single", "single.zip", "single.npz"):

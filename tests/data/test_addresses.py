@@ -249,7 +249,7 @@ def test_a_download_that_is_killed_at_any_moment_goes_on(
             time.sleep(0.001)
         process.kill()
         process.join()
-        assert process.exitcode == -signal.SIGKILL
+        assert process.exitcode in (-signal.SIGKILL, 0)  # 0 where this process was late
     paths = download.keep_copies(urls, cache)
     assert [Path(path).read_bytes() for path in paths] == list(files.values())
     assert web.sent() < 1.5 * sum(map(len, files.values()))
@@ -325,9 +325,9 @@ def test_of_two_processes_one_asks(web: Webserver, shards: str, cache: str, stre
     processes = [context.Process(target=open_and_count) for _ in range(3)]
     for process in processes:
         process.start()
-    assert [results.get(timeout=60) for _ in processes] == [12] * 3
+    assert [results.get(timeout=300) for _ in processes] == [12] * 3
     for process in processes:
-        process.join(20)
+        process.join(300)
     whole = sum(map(len, web.files.values()))
     assert web.sent() < whole * 1.1 + 2000
 
