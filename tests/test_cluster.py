@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from cluster import PATIENCE, free_port
 
 ROOT = Path(__file__).parents[1]
 
 SRUN = """#!/usr/bin/env bash
 # Two nodes of two tasks; gives the highest exit code, as srun does.
-echo "srun ${*:1:2}" >> calls
+echo "srun ${*:1:2}, $SRUN_CPUS_PER_TASK cores a task" >> calls
 shift 2
 tasks=() highest=0
 for rank in 0 1 2 3; do
@@ -46,6 +47,7 @@ def test_the_slurm_script_starts_every_task_and_queues_again_what_was_preempted(
         (tmp_path / name).chmod(0o755)
     slurm = {
         "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_ID": "100003", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_CPUS_PER_TASK": "6",
     }  # fmt: skip
     environment = {
         **os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": str(tmp_path / "python"),
@@ -58,7 +60,7 @@ def test_the_slurm_script_starts_every_task_and_queues_again_what_was_preempted(
         told = (tmp_path / f"task-{rank}").read_text().strip()
         assert told == f"{rank}/4 {rank % 2}/2 node7:20003 train_gan.py --run.name=two words"
     calls = (tmp_path / "calls").read_text().splitlines()
-    assert calls[:2] == ["scontrol show hostnames node[7-8]", "srun --kill-on-bad-exit=0 --wait=60"]
+    assert calls[:2] == ["scontrol show hostnames node[7-8]", "srun --kill-on-bad-exit=0 --wait=60, 6 cores a task"]
     assert calls[2:] == (["scontrol requeue 100003"] if code == 75 else [])
 
 
@@ -80,7 +82,7 @@ def test_two_machines_train_together(tmp_path: Path) -> None:
     ]  # fmt: skip
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
     launch += [str(ROOT / "configs" / "accelerate" / "multi_node.yaml"), "--num_processes", "2"]
-    launch += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(20000 + os.getpid() % 20000)]
+    launch += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     machines = [
         subprocess.Popen(
@@ -89,7 +91,7 @@ def test_two_machines_train_together(tmp_path: Path) -> None:
         )
         for rank in (0, 1)
     ]  # fmt: skip
-    outputs = [machine.communicate(timeout=600)[0] for machine in machines]
+    outputs = [machine.communicate(timeout=PATIENCE)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], outputs
     manifest = yaml.safe_load((tmp_path / "run/checkpoints/images-000000016/manifest.json").read_text())
     assert manifest["processes"] == 2
