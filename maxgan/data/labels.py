@@ -1,13 +1,15 @@
-"""What the labels of image files are: from `dataset.json`, or else from class folders; and how classes are called."""
+"""What the labels of image files are: from `dataset.json`, class folders, or the table of ImageNet's validation images;
+and how classes are called."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +19,10 @@ from maxgan.data.files import METADATA, Folder, Store, StoreError
 MAX_CLASSES = 100_000
 NAME_FILES = ("class_names.txt", "LOC_synset_mapping.txt", "synset_words.txt")
 """Files that tell what class folders are called, a line each: `n01440764 tench, Tinca tinca`."""
+SOLUTION = "LOC_val_solution.csv"
+"""The classes of ImageNet's validation images, which lie in one folder: `ILSVRC2012_val_00000001,n01751748 111 ...`."""
+KAGGLE = ("ILSVRC", "Data", "CLS-LOC")
+"""Folders between ImageNet's images and its tables, as Kaggle's archive unpacks."""
 
 
 class Labels(NamedTuple):
@@ -63,11 +69,11 @@ def _read_object(store: Store, name: str) -> dict[str, Any]:
 
 
 def find_labels(store: Store, files: list[str], images: list[str], metadata: Metadata | None) -> Labels:
-    """Labels from `dataset.json`, if there is one (`{"labels": null}` means none), or else from class folders.
+    """Labels from `dataset.json` if there is one (`{"labels": null}` means none), from class folders, or from SOLUTION.
 
     Folders that all images share are left out of account, as archives often wrap their content in one. Class folders
     are the first level below, where every image stands in one. They are called as one of NAME_FILES says, if it lies
-    beside them, or in the folder around a plain folder.
+    beside them, in the folder around a plain folder, or where Kaggle's ImageNet has it; SOLUTION is sought there too.
 
     Args:
         store: where class names are read.
@@ -75,14 +81,14 @@ def find_labels(store: Store, files: list[str], images: list[str], metadata: Met
         images: the names of the images among them.
         metadata: from `find_metadata`.
 
-    Raises ValueError where `dataset.json` and the images, or class names and folders, don't match.
+    Raises ValueError where `dataset.json` or SOLUTION and the images, or class names and folders, don't match.
     """
     if metadata is not None:
         return _from_metadata(metadata, set(files), images)
     shared = _shared_folders(images)
     folders = [name.split("/")[len(shared) : -1][:1] for name in images]
     if not all(folders):
-        return Labels(None, (), "")
+        return _from_solution(store, set(files), shared, images)
     names = [folder[0] for folder in folders]
     class_folders = _sort_classes(set(names))
     number = {name: i for i, name in enumerate(class_folders)}
@@ -92,26 +98,55 @@ def find_labels(store: Store, files: list[str], images: list[str], metadata: Met
 
 def _called(store: Store, present: set[str], shared: list[str], folders: tuple[str, ...]) -> tuple[str, ...]:
     """What one of NAME_FILES says of the class folders, in their order; their own names where there is no such file."""
-    roots = ["".join(f"{part}/" for part in shared[:depth]) for depth in range(len(shared) + 1)]
-    found = [(store, root + name) for root in roots for name in NAME_FILES if root + name in present]
-    if not found and isinstance(store, Folder):
-        around = Folder(str(Path(store.path).resolve().parent))
-        found = [(around, name) for name in NAME_FILES if Path(around.path, name).is_file()]
-    if not found:
+    found = _table(store, present, shared, NAME_FILES)
+    if found is None:
         return folders
-    place, name = found[0]
-    with place.open(name) as stream:
-        lines = stream.read().decode("utf-8", errors="replace").splitlines()
+    where, lines = found
     called = {folder: text.strip() for folder, _, text in (line.strip().partition(" ") for line in lines)}
     missing = [folder for folder in folders if not called.get(folder)]
     if missing:
         raise ValueError(
-            f"{place.path}/{name} has no line for {len(missing)} of {len(folders)} class folders, the first being "
+            f"{where} has no line for {len(missing)} of {len(folders)} class folders, the first being "
             f"{missing[0]}: add `{missing[0]} its name`, or remove the file"
         )
     # ImageNet has two cranes.
     count = Counter(called[folder] for folder in folders)
     return tuple(called[folder] if count[called[folder]] == 1 else f"{called[folder]} ({folder})" for folder in folders)
+
+
+def _table(store: Store, present: set[str], shared: list[str], names: tuple[str, ...]) -> tuple[str, list[str]] | None:
+    """What to call the first of some files that lies on the way to the images or around them, and its lines."""
+    roots = ["".join(f"{part}/" for part in shared[:depth]) for depth in range(len(shared) + 1)]
+    found: list[tuple[Store, str]] = [
+        (store, root + name) for root in roots for name in names if root + name in present
+    ]
+    if not found and isinstance(store, Folder):
+        around = Path(store.path).resolve().parent
+        places = [around, around.parents[2]] if around.parts[-3:] == KAGGLE else [around]
+        found = [(Folder(str(place)), name) for place in places for name in names if (place / name).is_file()]
+    if not found:
+        return None
+    place, name = found[0]
+    with place.open(name) as stream:
+        return f"{place.path}/{name}", stream.read().decode("utf-8", errors="replace").splitlines()
+
+
+def _from_solution(store: Store, present: set[str], shared: list[str], images: list[str]) -> Labels:
+    """The classes that SOLUTION gives, numbered as the class folders of the training images are; none without it."""
+    table = _table(store, present, shared, (SOLUTION,))
+    if table is None:
+        return Labels(None, (), "")
+    where, lines = table
+    rows = (re.match(r"([^,]+),(n\d{8})\b", line) for line in lines)
+    class_of = {row[1]: row[2] for row in rows if row}
+    found = [class_of.get(PurePosixPath(name).stem) for name in images]
+    classes = tuple(sorted(set(class_of.values())))
+    number = {name: i for i, name in enumerate(classes)}
+    values = np.array([-1 if name is None else number[name] for name in found], dtype=np.int64)
+    labels = check_numbers(values, where, lambda i: images[i])
+    if labels is None:
+        return Labels(None, (), "")
+    return Labels(labels, _called(store, present, shared, classes), SOLUTION)
 
 
 def _shared_folders(names: list[str]) -> list[str]:

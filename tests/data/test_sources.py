@@ -174,6 +174,37 @@ def test_class_folders_are_called_as_a_file_says(folder: Make, zipped: Make, nam
         open_source(str(root))
 
 
+def test_validation_images_of_imagenet_as_they_unpack(folder: Make, zipped: Make) -> None:
+    """Kaggle's archive: the images in one folder, the tables four above."""
+    inside = "ILSVRC/Data/CLS-LOC"
+    root = folder(
+        *(f"{inside}/val/ILSVRC2012_val_0000000{i}.JPEG" for i in (1, 2, 3)), f"{inside}/test/ILSVRC2012_test_1.JPEG",
+        f"{inside}/train/n01440764/a.JPEG", f"{inside}/train/n01751748/b.JPEG", f"{inside}/train/n09193705/c.JPEG",
+    )  # fmt: skip
+    (root / "LOC_synset_mapping.txt").write_text("n01440764 tench\nn01751748 sea snake\nn09193705 alp\n")
+    table = (
+        "ImageId,PredictionString\nILSVRC2012_val_00000003,n01751748 1 2 3 4 n01751748 5 6 7 8 \n"
+        "ILSVRC2012_val_00000001,n09193705 0 0 1 1 \nILSVRC2012_val_00000002,n01751748 1 1 2 2 \n"
+        "ILSVRC2012_val_00000009,n01440764 1 1 2 2 \n"
+    )
+    (root / "LOC_val_solution.csv").write_text(table)
+    train, val = (open_source(str(root / inside / part)) for part in ("train", "val"))
+    assert train.class_names == val.class_names == ("tench", "sea snake", "alp")
+    assert val.labels is not None and val.labels.tolist() == [2, 1, 1]
+    assert val.describe().endswith("3 classes from LOC_val_solution.csv")
+    assert open_source(str(root / inside / "test")).labels is None
+    # Beside the images, and in a zip.
+    os.rename(root / "LOC_synset_mapping.txt", root / inside / "val" / "LOC_synset_mapping.txt")
+    os.rename(root / "LOC_val_solution.csv", root / inside / "val" / "LOC_val_solution.csv")
+    for path in (root / inside / "val", zipped(root / inside / "val")):
+        assert same(open_source(str(path)), val)
+    (root / inside / "val" / "LOC_val_solution.csv").write_text(table.replace("val_00000002", "val_00000008"))
+    with pytest.raises(
+        ValueError, match=r"LOC_val_solution.csv has no label for 1 of 3 images, .* ILSVRC2012_val_00000002"
+    ):
+        open_source(str(root / inside / "val"))
+
+
 def test_metadata_may_name_the_classes(folder: Make) -> None:
     root = folder("a.png", "b.png")
     metadata = {"labels": [["a.png", 2], ["b.png", 0]], "class_names": ["ant", "bee", "cat"]}
