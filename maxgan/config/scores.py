@@ -27,8 +27,8 @@ class ScoreConfig:
     unset: that of the extractor."""
     extractor: str | None = None
     """`digits` or `cifar10` (embedded), the file of a classifier exported by train_classifier.py, `dinov2` with
-    weights, or `inception-2015-torchscript` beside a protocol of the Inception of 2015; unset: the protocol's, else `digits` for
-    the digits, none else."""
+    weights, or `inception-2015-torchscript` beside a protocol of the Inception of 2015; unset: the protocol's, else
+    `digits` for the digits, none else."""
     weights: str | None = None
     """File of the weights of a published extractor, such as Inception; unset: where they are usually downloaded to."""
     trust_weights: bool = False

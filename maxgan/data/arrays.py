@@ -153,6 +153,9 @@ class Npz(ImageSource):
     def where(self, index: int) -> str:
         return f"{self.name}[{index}]"
 
+    def stamps(self) -> tuple[str]:
+        return (self._unchanged.text,)
+
     def _content(self) -> Iterator[bytes]:
         yield str(self._shape).encode()
         for start in range(0, len(self), _AT_ONCE):

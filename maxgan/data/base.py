@@ -7,7 +7,7 @@ import hashlib
 import io
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
@@ -58,6 +58,10 @@ class ImageSource(ABC):
     @abstractmethod
     def _content(self) -> Iterator[bytes]:
         """All bytes that the pictures are made of, and the names of their files."""
+
+    def stamps(self) -> Iterable[str]:
+        """What tells of a change of the pictures without reading them; nothing where none can happen."""
+        return ()
 
     def fingerprint(self) -> str:
         """SHA-256 in hexadecimal of the pictures' bytes as stored, their names, their order and their labels.

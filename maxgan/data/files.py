@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -33,6 +34,9 @@ class Store(Protocol):
     def open(self, name: str) -> BinaryIO:
         """A seekable stream of one file, to be closed by the caller; raises StoreError where the whole has changed."""
 
+    def stamps(self, names: list[str]) -> Iterator[str]:
+        """What tells of a change of these files, or of all, without reading them."""
+
 
 class Folder:
     """The files of a folder and its subfolders; links are followed, each folder once."""
@@ -54,6 +58,14 @@ class Folder:
 
     def open(self, name: str) -> BinaryIO:
         return open(os.path.join(self.path, name), "rb")  # pathlib would take longer than opening
+
+    def stamps(self, names: list[str]) -> Iterator[str]:
+        # Not their times, which are others in every copy of a folder.
+        for name in names:
+            try:
+                yield str(os.stat(os.path.join(self.path, name)).st_size)
+            except OSError:  # a link to nothing
+                yield "none"
 
 
 class Zip:
@@ -88,6 +100,9 @@ class Zip:
         refuse_large(self._archive().getinfo(name).file_size)
         return self._archive().open(name)  # type: ignore[return-value]
 
+    def stamps(self, names: list[str]) -> Iterator[str]:
+        yield self._unchanged.text
+
 
 class Unchanged:
     """Remembers size and time of a file, to refuse it once they differ: offsets into it would give other bytes.
@@ -106,6 +121,11 @@ class Unchanged:
         except OSError as error:
             raise StoreError(f"{self.path} can't be read ({error.strerror}): put it back and start again") from error
         return status.st_size, status.st_mtime_ns
+
+    @property
+    def text(self) -> str:
+        """The stamp as text."""
+        return "{} {}".format(*self.stamp)
 
     def check(self) -> None:
         """Raise StoreError if the file is gone or has been written to since."""

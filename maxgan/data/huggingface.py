@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from maxgan.data.base import ImageSource, decode, picture_size, readable_ones
-from maxgan.data.files import StoreError
+from maxgan.data.files import StoreError, Unchanged
 from maxgan.data.labels import check_numbers, numbers
 
 PREFIX = "hf:"
@@ -116,6 +116,7 @@ class HuggingFace(Rows):
 
     def __init__(self, name: str, files: list[str] | None = None, labels: bool = True, skip: bool = False) -> None:
         self.name = name
+        self._stamps = [Unchanged(file).text for file in files or ()]
         rows = _load(name, files)
         if not len(rows):
             raise StoreError(f"{name} has no rows: give a dataset that does")
@@ -126,6 +127,9 @@ class HuggingFace(Rows):
         self._rows = rows.select_columns([self._column]).cast_column(self._column, ImageFeature(decode=False))
         if skip:
             self._leave_out()
+
+    def stamps(self) -> list[str]:
+        return self._stamps
 
     def _count(self) -> int:
         return len(self._rows)

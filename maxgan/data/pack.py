@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 import tarfile
 import zipfile
@@ -89,14 +88,12 @@ def pack(config: PackConfig) -> Packed:
 
 
 def _settings(source: ImageSource, config: PackConfig, channels: int) -> dict[str, Any]:
-    """What the output depends on, and a digest that tells whether the source is another."""
+    """What the output depends on, and a digest that tells whether the source is another or has changed."""
     digest = hashlib.sha256(b"" if source.labels is None else source.labels.tobytes())
     for index in range(len(source)):
         digest.update(source.where(index).removeprefix(config.source).encode(errors="surrogateescape"))
-    path = os.path.expanduser(config.source)
-    if os.path.isfile(path):
-        status = os.stat(path)
-        digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
+    for stamp in source.stamps():
+        digest.update(stamp.encode())
     kept = {key: value for key, value in asdict(config).items() if key not in _FREE}
     return {**kept, "channels": channels, "source_images": len(source), "source_state": digest.hexdigest()}
 
@@ -129,8 +126,14 @@ def _finished(config: PackConfig, dest: Path, zipped: bool, settings: dict[str, 
     except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"dest {config.dest} exists and is no pack: name another") from error
     if changes:
-        raise ValueError(f"dest {config.dest} is a pack with other settings ({changes[0]}): remove it or name another")
+        raise ValueError(f"dest {config.dest} is a pack {_of_another(changes)}: remove it or name another")
     return done
+
+
+def _of_another(changes: list[str]) -> str:
+    """What sets a pack apart from the one that is asked for, of which `differences` told."""
+    settings = [change for change in changes if not change.startswith("source_state")]
+    return f"with other settings ({settings[0]})" if settings else "of other images, or of these before they changed"
 
 
 @contextmanager
@@ -152,9 +155,7 @@ def _work_folder(work: Path, settings: dict[str, Any], config: PackConfig) -> It
         file = work / _SETTINGS
         if file.exists():
             if changes := differences(json.loads(file.read_bytes()), settings):
-                raise ValueError(
-                    f"{work} was begun with other settings ({changes[0]}): remove it, or name another dest"
-                )
+                raise ValueError(f"{work} is of a pack {_of_another(changes)}: remove it, or name another dest")
         else:
             _write_json(file, settings)
         yield

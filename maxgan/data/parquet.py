@@ -102,6 +102,9 @@ class StreamedRows(Rows):
         before = int(self._ends[group - 1]) if group else 0
         return self._tables[table].value(self._column, number, row - before)
 
+    def stamps(self) -> list[str]:
+        return [table.state for table in self._tables]
+
     def _content(self) -> Iterator[bytes]:
         """What the servers call the states of the files, and the column that is read of them."""
         yield from (f"{self._column} of {table.state}".encode() for table in self._tables)

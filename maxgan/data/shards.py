@@ -14,6 +14,7 @@ import io
 import re
 import tarfile
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -130,6 +131,10 @@ class Shards:
         if not self.remote or not all(state for _, state in stamps):
             return None
         return [f"{shard.path} {size} {state}" for shard, (size, state) in zip(self._shards, stamps, strict=True)]
+
+    def stamps(self, names: list[str]) -> Iterator[str]:
+        for shard in self._shards:
+            yield "{} {}".format(*shard.stamp)
 
     def labels(self, images: list[str], metadata: Metadata | None) -> Labels | None:
         """The classes that stand beside the images; None if there are none.

@@ -139,6 +139,9 @@ class ImageFiles(ImageSource):
     def read(self, index: int) -> Image.Image:
         return decode(self._bytes(index), self.where(index))
 
+    def stamps(self) -> Iterator[str]:
+        return self._store.stamps(self._files)
+
     def _content(self) -> Iterator[bytes]:
         states = self._store.states() if isinstance(self._store, Shards) else None
         yield from (state.encode() for state in states or ())

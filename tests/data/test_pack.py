@@ -195,9 +195,26 @@ def test_a_finished_pack_is_left_alone(photos: Path, dest: str) -> None:
     with pytest.raises(ValueError, match=r"is a pack with other settings \(resolution: 16 -> 32\): remove it or name"):
         pack(config(photos, dest, resolution=32))
     os.rename(photos / "a" / "02.jpg", photos / "a" / "x.jpg")
-    with pytest.raises(ValueError, match=r"is a pack with other settings \(source_state"):
+    with pytest.raises(ValueError, match=r"is a pack of other images, or of these before they changed: remove it"):
         pack(config(photos, dest))
     assert contents(photos.parent / dest) == before
+
+
+def test_a_source_that_has_changed_since(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack(config(photos, "shards"))
+    shard = tmp_path / "shards" / "shard-00002-of-00005.tar"
+    again = replace(config(photos, "of-photos"), dest=str(tmp_path / "of-photos"))
+    of_shards = replace(again, source=str(tmp_path / "shards"), dest=str(tmp_path / "of-shards"))
+    pack(again)
+    with monkeypatch.context() as context:
+        context.setattr(packing, "_make", lambda *_: pytest.fail("stopped"))
+        with pytest.raises(pytest.fail.Exception):
+            pack(of_shards)
+    Image.new("RGB", (9, 9)).save(photos / "a" / "05.jpg")
+    os.utime(shard, ns=(0, 0))
+    for changed, message in ((again, "dest .*of-photos is a pack"), (of_shards, r"of-shards\.parts is of a pack")):
+        with pytest.raises(ValueError, match=rf"{message} of other images, or of these before they changed: remove it"):
+            pack(changed)
 
 
 def test_places_that_are_taken(photos: Path, tmp_path: Path) -> None:
@@ -220,7 +237,7 @@ def test_parts_of_other_settings_or_of_another_process(photos: Path, monkeypatch
     with pytest.raises(pytest.fail.Exception):
         pack(config(photos, "out"))
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"out.parts was begun with other settings \(compression: 0 -> 6\)"):
+    with pytest.raises(ValueError, match=r"out.parts is of a pack with other settings \(compression: 0 -> 6\)"):
         pack(config(photos, "out", compression=6))
     with (photos.parent / "out.parts" / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
