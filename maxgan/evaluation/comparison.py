@@ -101,6 +101,14 @@ class Scores:
         return "\n".join(lines)
 
 
+def check_reference(real: FeatureSet, protocol: Protocol) -> None:
+    """Raise ValueError where a reference lacks what the scores of a protocol need."""
+    if protocol.kept_of_reals.features:
+        _features(real, protocol)
+    if protocol.kept_of_reals.spatial:
+        _spatial(real)
+
+
 def compare(
     real: FeatureSet,
     fake: FeatureSet,

@@ -20,7 +20,7 @@ from maxgan.config import DataConfig, ImageFacts, ScoreConfig
 from maxgan.data.labels import same_numbers
 from maxgan.data.loader import ImageDataset, evaluation_batches
 from maxgan.evaluation.catalogue import packaged_extractors
-from maxgan.evaluation.comparison import Scores, compare
+from maxgan.evaluation.comparison import Scores, check_reference, compare
 from maxgan.evaluation.extractors import Extractor
 from maxgan.evaluation.features import Collector, FeatureSet, Kept
 from maxgan.evaluation.protocols import PROTOCOLS, TRAINING, Protocol, choose_protocol, customised, with_images
@@ -240,7 +240,11 @@ class Scorer:
 
     def _prepare(self) -> None:
         """Extract the reference first: what is wrong with it is said before the fakes take their time."""
-        _ = self.real
+        real = self.real
+        try:
+            check_reference(real, self.protocol)
+        except ValueError as error:
+            raise ValueError(f"reference {self.reference.source} is not enough: {error}") from error
 
     def _compare(self, fake: FeatureSet, sampling: dict[str, int | float | str | None] | None) -> Scores:
         """Compare on the main process, and tell all."""
