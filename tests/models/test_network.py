@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -183,6 +184,34 @@ def test_wrong_tensors_files_and_classes(network: PlainNet, tmp_path: Path) -> N
         path.write_bytes(content)
         with pytest.raises(ValueError, match="is no whole safetensors file"):
             load_model(path)
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_no_model_file_can_run_code(tmp_path: Path) -> None:
+    folder, exploded = tmp_path / "model", tmp_path / "exploded"
+    folder.mkdir()
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        torch.save(Bomb(exploded), folder / name)
+        for path in (folder, folder / name):
+            with pytest.raises(ValueError, match=r"is no whole safetensors file"):
+                Network.from_pretrained(path)
+        with pytest.raises(ValueError, match=r"is no whole safetensors file"):
+            load_model(folder / name)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"there is no model file .*model.safetensors"):
+        Network.from_pretrained(folder)
+    assert not exploded.exists()
+    torch.load(folder / "pytorch_model.bin", weights_only=False)
+    assert exploded.exists()  # so the bomb was live
 
 
 def test_folder_of_save_pretrained(network: PlainNet, tmp_path: Path) -> None:
