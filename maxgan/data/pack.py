@@ -33,7 +33,7 @@ from maxgan.data.sources import OnError, open_source
 from maxgan.data.transforms import cut, set_channels, to_array
 from maxgan.files import atomic_path, naming_full_disk, remove_leftovers, replace_folder
 
-_FREE = ("source", "dest", "on_error", "workers", "streaming", "cache")  # may differ when a pack goes on
+_FREE = ("source", "dest", "on_error", "workers", "cache")  # may differ when a pack goes on
 _SETTINGS = "settings.json"
 _NAMED = 10
 

@@ -12,6 +12,7 @@ import signal
 import tarfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -175,14 +176,18 @@ def test_the_size_is_to_be_set_where_finding_it_costs_all(shards: str) -> None:
 
 
 def test_a_pack_of_an_address(shards: str, cache: str, tmp_path: Path) -> None:
-    hashes = set()
+    hashes, files = set(), []
     for streaming in (True, False):
         config = PackConfig(shards, str(tmp_path / f"{streaming}.zip"), 8, streaming=streaming, cache=cache, workers=0)
         hashes.add(pack(config).content_sha256)
         packed = open_source(config.dest)
         assert len(packed) == 12 and packed.labels is not None and packed.labels[7] == 2
+        with zipfile.ZipFile(config.dest) as archive:
+            files.append({name: archive.read(name) for name in archive.namelist() if name != "dataset.json"})
     assert len(hashes) == 1
-    assert (tmp_path / "True.zip").read_bytes() == (tmp_path / "False.zip").read_bytes()
+    assert files[0] == files[1] and len(files[0]) == 12
+    with pytest.raises(ValueError, match=r"is a pack with other settings \(streaming"):
+        pack(replace(config, dest=str(tmp_path / "True.zip")))
 
 
 def test_copies_need_no_network(web: Webserver, shards: str, cache: str) -> None:
