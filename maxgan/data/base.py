@@ -12,10 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from maxgan.data.files import StoreError
 from maxgan.data.transforms import normalize_mode
+
+# Of the commands those two have the setting, as data.on_error and as on_error.
+SKIPPING = "training and packing leave such images out by on_error=skip"
 
 
 class ImageSource(ABC):
@@ -108,7 +111,7 @@ def decode(content: bytes, where: str) -> Image.Image:
     try:
         return normalize_mode(image)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}, or set data.on_error=skip") from error
+        raise ValueError(f"{where}: {error}; {SKIPPING}") from error
 
 
 def picture_size(stream: BinaryIO, where: str) -> tuple[int, int]:
@@ -130,7 +133,9 @@ def _open(stream: BinaryIO) -> Image.Image:
 
 def unreadable(where: str, error: Exception) -> ValueError:
     """The error to raise for a file that is no image."""
-    return ValueError(f"{where} can't be read as an image ({error}): repair or remove it, or set data.on_error=skip")
+    # PIL's own words name an object in memory.
+    reason = "it has no known format" if isinstance(error, UnidentifiedImageError) else error
+    return ValueError(f"{where} can't be read as an image ({reason}): repair or remove it; {SKIPPING}")
 
 
 def readable_ones(read: Callable[[int], object], count: int) -> list[bool]:

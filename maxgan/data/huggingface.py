@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from maxgan.data.base import ImageSource, decode, picture_size, readable_ones
+from maxgan.data.base import SKIPPING, ImageSource, decode, picture_size, readable_ones
 from maxgan.data.files import StoreError, Unchanged
 from maxgan.data.labels import check_numbers, numbers
 
@@ -84,8 +84,8 @@ class Rows(ImageSource):
         content = self._stored(self._row(index))
         if content is None:
             raise ValueError(
-                f"{self.where(index)} holds no image, at most a path, which is not followed: embed the images, or "
-                f"set data.on_error=skip"
+                f"{self.where(index)} holds no image, at most a path, which is not followed: embed the images; "
+                f"{SKIPPING}"
             )
         return content
 
