@@ -135,13 +135,13 @@ def course(run: Run) -> list[tuple[float, float, float]]:
 
 
 def curves(results: Results, path: Path) -> None:
-    """Write FD over images and over minutes: lines along the longest runs, where they were scored on the way, and dots
-    at the end of all; means over seeds."""
+    """Write FD over images and over minutes: lines along the longest runs of each variant, where they were scored on
+    the way, and dots at the end of all; means over seeds."""
     groups = by_length(results)
-    longest = max(images for images, _ in groups)
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for i, variant in enumerate(dict.fromkeys(variant for _, variant in groups)):
+        longest = max(images for images, name in groups if name == variant)
         scored = [course(run) for run in results if (run.images, run.variant) == (longest, variant)]
         along = np.mean([one for one in scored if len(one) == len(scored[0])], axis=0).reshape(-1, 3)
         ends = [
