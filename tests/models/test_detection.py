@@ -154,6 +154,7 @@ def detector(kind: type[FasterRCNN], model: MaxViT) -> FasterRCNN:
     )
 
 
+@pytest.mark.slow
 def test_a_detector_overfits_two_images() -> None:
     model = small()
     for module in model.modules():

@@ -207,6 +207,7 @@ def test_a_run_that_was_killed_before_its_curves_gets_them(whole: Path, tmp_path
     assert_same(whole / "checkpoints/images-000000096", directory / "checkpoints/images-000000096")
 
 
+@pytest.mark.slow
 def test_the_baseline_with_all_options_is_resumed_and_sampled(whole: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     assert train(at(first, HIT)) == 0
