@@ -11,6 +11,7 @@ import itertools
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -245,6 +246,8 @@ def naming_lost_workers() -> Iterator[None]:
         problem = " ".join(str(error).split())
         if "DataLoader worker (pid" not in problem:
             raise
+        # torch's own would keep the other workers alive, and the locks that those inherited.
+        traceback.clear_frames(error.__traceback__)
         raise OSError(
             f"a decoding process was ended from outside, perhaps for want of memory ({problem.rstrip('.')}): the same "
             f"command goes on, perhaps with fewer workers"
