@@ -8,6 +8,9 @@ from typing import Any
 
 from maxgan.config.identity import differences, to_dict
 
+WIDEST = 0.2887
+"""Relative widths of power-function averages are below this: 12^-0.5 is a constant profile's (EDM2, 2312.02696)."""
+
 
 def at_least(config: Any, **least: int) -> None:
     """Raise ValueError for the first field that is set and less than what it must be."""

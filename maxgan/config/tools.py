@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from maxgan.config.checks import at_least
+from maxgan.config.checks import WIDEST, at_least
 from maxgan.config.scores import ScoreConfig
 
 
@@ -197,8 +197,8 @@ class ReconstructConfig:
     """The generator's file; unset: averages/power-SIGMA_REL.safetensors in the run's folder."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_rel < 0.2887:
-            raise ValueError(f"sigma_rel must be above 0 and below 0.2887, not {self.sigma_rel}")
+        if not 0 < self.sigma_rel < WIDEST:
+            raise ValueError(f"sigma_rel must be above 0 and below {WIDEST}, not {self.sigma_rel}")
         at_least(self, images=1)
 
 
@@ -231,8 +231,8 @@ class BestAverageConfig(ScoreConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not all(0 < width < 0.2887 for width in self.sigma_rels):
-            raise ValueError(f"sigma_rels must be above 0 and below 0.2887, not {list(self.sigma_rels)}")
+        if not all(0 < width < WIDEST for width in self.sigma_rels):
+            raise ValueError(f"sigma_rels must be above 0 and below {WIDEST}, not {list(self.sigma_rels)}")
         if self.refine < 0 or self.batch_size < 1 or (self.n is not None and self.n < 2):
             raise ValueError(
                 "refine must be at least 0, batch_size at least 1 and n at least 2, not "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from maxgan.config.checks import WIDEST
 from maxgan.config.schedules import Schedule, Scheduled, values_of
 
 CompileMode = Literal["none", "inductor", "cudagraphs"]
@@ -75,9 +76,10 @@ class GanEmaConfig(EmaConfig):
         names = [{f"{value:g}" for value in values} for values in (self.others, self.power)]
         if not all(half_life > 0 for half_life in self.others) or len(names[0]) < len(self.others):
             raise ValueError(f"ema.others must be different half-lives above 0, not {list(self.others)}")
-        if not all(0 < width < 0.2887 for width in self.power) or len(names[1]) < len(self.power):
+        if not all(0 < width < WIDEST for width in self.power) or len(names[1]) < len(self.power):
             raise ValueError(
-                f"ema.power must be different widths above 0 and below 0.2887, not {list(self.power)}: take [0.05, 0.1]"
+                f"ema.power must be different widths above 0 and below {WIDEST}, not {list(self.power)}: "
+                "take [0.05, 0.1]"
             )
 
 

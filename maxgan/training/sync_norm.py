@@ -48,8 +48,10 @@ def share_statistics(network: nn.Module, accelerator: Accelerator) -> None:
         network: not wrapped.
         accelerator: of this process.
     """
+    if accelerator.num_processes == 1:
+        return
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    if accelerator.num_processes == 1 or not norms:
+    if not norms:
         return
     statistics = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
     means = accelerator.reduce(torch.cat(statistics), reduction="mean")
