@@ -15,7 +15,7 @@ from torch import Tensor
 
 from maxgan.evaluation import scores
 from maxgan.evaluation.features import FeatureSet
-from maxgan.evaluation.neighbours import neighbour_scores
+from maxgan.evaluation.neighbours import neighbour_scores, real_radii
 from maxgan.evaluation.protocols import Protocol
 from maxgan.evaluation.statistics import exact_device
 
@@ -101,6 +101,16 @@ class Scores:
         return "\n".join(lines)
 
 
+@dataclass
+class OfReals:
+    """What scores take from the reals alone, kept from one comparison to the next with the same reals and protocol."""
+
+    half_split: tuple[float, float] | None = None
+    """Mean and deviation of the Fréchet distance between halves."""
+    radii: list[Tensor] | None = None
+    """See `real_radii`."""
+
+
 def check_reference(real: FeatureSet, protocol: Protocol) -> None:
     """Raise ValueError where a reference lacks what the scores of a protocol need."""
     if protocol.kept_of_reals.features:
@@ -115,6 +125,7 @@ def compare(
     protocol: Protocol,
     sampling: Mapping[str, int | float | str | None] | None = None,
     device: torch.device | str = "cpu",
+    known: OfReals | None = None,
 ) -> Scores:
     """Return the scores of fakes against reals.
 
@@ -128,12 +139,14 @@ def compare(
         protocol: names the metrics and their settings.
         sampling: how the fakes were drawn.
         device: where the features come from, and kernels and neighbours are computed, in float64.
+        known: filled with what is found of the reals, and not looked for again where it is there.
 
     Raises:
         ValueError: for sets that are too small, lack features, or come from another extractor than the protocol's, and
             where no metric is left.
     """
     start = time.perf_counter()
+    known = OfReals() if known is None else known
     for part in (real, fake):
         if part.extractor != protocol.extractor or part.digest != real.digest:
             raise ValueError(
@@ -153,7 +166,10 @@ def compare(
     if "spatial_frechet" in protocol.metrics:
         metrics["sfd"] = scores.frechet_distance(*_spatial(real), *_spatial(fake))
     if "half_split" in protocol.metrics:
-        mean, std = scores.half_split_distance(_features(real, protocol), protocol.half_splits, protocol.seed)
+        if known.half_split is None:
+            reals = _features(real, protocol)
+            known.half_split = scores.half_split_distance(reals, protocol.half_splits, protocol.seed)
+        mean, std = known.half_split
         metrics |= {"fd_half_split_mean": mean, "fd_half_split_std": std}
         if "fd" in metrics:
             if mean == 0:
@@ -164,7 +180,7 @@ def compare(
         if fake.inception_score is None:
             raise ValueError(f"{fake.source} was extracted without logits' statistics: leave inception_score out")
         metrics["inception_score_mean"], metrics["inception_score_std"] = fake.inception_score
-    metrics |= _between_images(real, fake, protocol, exact_device(device))
+    metrics |= _between_images(real, fake, protocol, exact_device(device), known)
     class_fd: dict[int, float] = {}
     if "class_frechet" in protocol.metrics and real.labels is not None and fake.labels is not None:
         features = _features(real, protocol), _features(fake, protocol)
@@ -226,7 +242,9 @@ def _frechet(real: FeatureSet, fake: FeatureSet) -> float:
     return scores.frechet_distance(real.mean, real.covariance, fake.mean, fake.covariance)
 
 
-def _between_images(real: FeatureSet, fake: FeatureSet, protocol: Protocol, device: torch.device) -> dict[str, float]:
+def _between_images(
+    real: FeatureSet, fake: FeatureSet, protocol: Protocol, device: torch.device, known: OfReals
+) -> dict[str, float]:
     """Return the scores that look at pairs of images."""
     wanted = {"kernel", "precision_recall", "density_coverage"} & set(protocol.metrics)
     if not wanted:
@@ -239,7 +257,9 @@ def _between_images(real: FeatureSet, fake: FeatureSet, protocol: Protocol, devi
     if wanted & {"precision_recall", "density_coverage"}:
         k = protocol.neighbours if "precision_recall" in wanted else None
         density_k = protocol.density_neighbours if "density_coverage" in wanted else None
-        metrics |= neighbour_scores(reals, fakes, k, density_k)
+        if known.radii is None:
+            known.radii = real_radii(reals, k, density_k)
+        metrics |= neighbour_scores(reals, fakes, k, density_k, known.radii)
     return metrics
 
 

@@ -20,7 +20,7 @@ from maxgan.config import DataConfig, ImageFacts, ScoreConfig
 from maxgan.data.labels import same_numbers
 from maxgan.data.loader import ImageDataset, evaluation_batches
 from maxgan.evaluation.catalogue import packaged_extractors
-from maxgan.evaluation.comparison import Scores, check_reference, compare
+from maxgan.evaluation.comparison import OfReals, Scores, check_reference, compare
 from maxgan.evaluation.extractors import Extractor
 from maxgan.evaluation.features import Collector, FeatureSet, Kept
 from maxgan.evaluation.protocols import PROTOCOLS, TRAINING, Protocol, choose_protocol, customised, with_images
@@ -90,6 +90,7 @@ class Scorer:
         # Whatever is wrong with the reference is said before anything is drawn or extracted.
         self.dataset: ImageDataset | None = None
         self._real: FeatureSet | None = None
+        self._of_reals = OfReals()
         if is_statistics(reference.source):
             self._real = load_reference(reference.source, extractor)
         else:
@@ -254,7 +255,7 @@ class Scorer:
         found: list[Scores | None] = [None]
         with together():
             if self.accelerator.is_main_process:
-                found[0] = compare(real, fake, protocol, sampling, self.accelerator.device)
+                found[0] = compare(real, fake, protocol, sampling, self.accelerator.device, self._of_reals)
         scores = broadcast_object_list(found)[0]
         assert scores is not None
         return scores

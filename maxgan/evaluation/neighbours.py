@@ -15,10 +15,28 @@ BLOCK_DISTANCES = 2**23
 BLOCK_REFERENCES = 1024
 # Balls are closed. A copy's distance is computed once more, and must not fall out of the ball by its last bits.
 BORDER = 1 + 1e-9
+PRECISION, DENSITY = "precision and recall", "density and coverage"
+
+
+def real_radii(real: ArrayLike, precision_k: int | None = 3, density_k: int | None = 5) -> list[Tensor]:
+    """Return the squared radii `(N,)` of the reals' balls, for each k that isn't None; see `neighbour_scores`.
+
+    Raises:
+        ValueError: for NaN or infinite features, or k out of range.
+    """
+    real = check_features(real, "real features").double()
+    for k, names in ((precision_k, PRECISION), (density_k, DENSITY)):
+        if k is not None:
+            _check_k(k, names, len(real))
+    return _squared_radii(real, [k for k in (precision_k, density_k) if k is not None])
 
 
 def neighbour_scores(
-    real: ArrayLike, fake: ArrayLike, precision_k: int | None = 3, density_k: int | None = 5
+    real: ArrayLike,
+    fake: ArrayLike,
+    precision_k: int | None = 3,
+    density_k: int | None = 5,
+    radii: Sequence[Tensor] | None = None,
 ) -> dict[str, float]:
     """Return `precision`, `recall`, `density` and `coverage`, from one look at every distance.
 
@@ -33,6 +51,7 @@ def neighbour_scores(
         fake: `(M, D)`.
         precision_k: neighbours of precision and recall, itself not counted; None leaves both out.
         density_k: neighbours of density and coverage; None leaves both out.
+        radii: `real_radii` of the same reals and k, where they are known: half of the work or more.
 
     Raises:
         ValueError: for NaN or infinite features, different D, or k out of range.
@@ -40,11 +59,9 @@ def neighbour_scores(
     real, fake = pair(real, fake)
     assert precision_k is not None or density_k is not None
     if precision_k is not None:
-        _check_k(precision_k, "precision and recall", min(len(real), len(fake)))
-    if density_k is not None:
-        _check_k(density_k, "density and coverage", len(real))
-    real_radii = _squared_radii(real, [k for k in (precision_k, density_k) if k is not None])
-    precision_radius, density_radius = real_radii[0], real_radii[-1]
+        _check_k(precision_k, PRECISION, len(fake))
+    radii = real_radii(real, precision_k, density_k) if radii is None else radii
+    precision_radius, density_radius = radii[0], radii[-1]
     fake_radius = _squared_radii(fake, [precision_k])[0] if precision_k is not None else None
     precise, balls, start = 0, 0, 0
     recalled, covered = (torch.zeros(len(real), dtype=torch.bool, device=real.device) for _ in range(2))

@@ -10,8 +10,8 @@ import pytest
 import scipy.linalg
 import torch
 
-from maxgan.evaluation import scores
-from maxgan.evaluation.comparison import Scores, compare
+from maxgan.evaluation import comparison, scores
+from maxgan.evaluation.comparison import OfReals, Scores, compare
 from maxgan.evaluation.features import FeatureSet
 from maxgan.evaluation.neighbours import neighbour_scores
 from maxgan.evaluation.protocols import PROTOCOLS, Protocol
@@ -58,6 +58,20 @@ def real() -> FeatureSet:
 @pytest.fixture
 def fake() -> FeatureSet:
     return features_of("fakes", 50, 1, 0.3)
+
+
+def test_what_hangs_on_the_reals_alone_is_found_once(
+    real: FeatureSet, fake: FeatureSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    protocol, other = replace(PROTOCOL, metrics=EVERY), features_of("others", 40, 2, -0.2)
+    alone = [dict(compare(real, part, protocol).metrics) for part in (fake, other)]
+    known = OfReals()
+    assert dict(compare(real, fake, protocol, known=known).metrics) == alone[0]
+    monkeypatch.setattr(scores, "half_split_distance", None)
+    monkeypatch.setattr(comparison, "real_radii", None)
+    assert dict(compare(real, other, protocol, known=known).metrics) == alone[1]
+    with pytest.raises(TypeError):
+        compare(real, other, protocol)
 
 
 def test_compare_gives_every_score(real: FeatureSet, fake: FeatureSet) -> None:
