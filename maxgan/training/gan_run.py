@@ -46,6 +46,7 @@ PANELS = {
     "speed": ("images_per_second",),
     "Fréchet distance": ("fd",),
     "likeness": ("precision", "recall", "density", "coverage"),
+    "class accuracy": ("accuracy",),
 }
 
 
