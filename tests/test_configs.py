@@ -20,7 +20,7 @@ GANS = {
     "cifar10_study.yaml": (654_375, 1_276_057),
     "digits.yaml": (609_945, 1_259_089),
     "ffhq256.yaml": (24_137_051, 28_862_593),
-    "imagenet128_best.yaml": (17_771_715, 23_880_833),
+    "imagenet128_best.yaml": (17_814_211, 23_880_833),
     "imagenet128_hit.yaml": (32_866_627, 23_880_833),
     "imagenet128_paper.yaml": (18_559_795, 23_880_833),
     "imagenet128_paper_cbaga.yaml": (18_559_795, 23_880_833),

@@ -269,7 +269,8 @@ class GanTrainer:
             return
         # As many numbers as an image has, so each process draws for its own images, where they are: the whole batch's
         # would be 200 MB at 128 px. A seed for each image keeps them free of the number of processes.
-        source = torch.Generator(self.accelerator.device)
+        device = self.accelerator.device
+        source = torch.Generator("cpu" if device.type == "meta" else device)  # a dry run draws nothing
         index = self.accelerator.process_index * self.config.training.batch_size // self.accelerator.num_processes
         for images, _ in micro:
             normal = images.new_empty(len(images), images[0].numel())

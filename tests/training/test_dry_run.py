@@ -47,7 +47,7 @@ HIT = replace(
     networks=NetworksConfig("hit"),
     generator=GanConfig().generator,
     hit=HiTConfig(8, 4, widths=(16, 16, 8), depths=(2, 1, 1), heads=(4, 2, 2), norm_group=4),
-    loss=LossConfig("non_saturating", r1_gamma=1.0, bcr_real=1.0),
+    loss=LossConfig("non_saturating", r1_gamma=1.0, penalty="finite_difference", bcr_real=1.0),
     optim=OptimConfig(updates="simultaneous"),
     training=TrainingConfig(images=64, batch_size=4),
     dry_run=True,
