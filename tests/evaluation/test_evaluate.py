@@ -218,6 +218,7 @@ def digits_zip(path: Path, changed: int | None = None, labels: bool = True) -> s
     return str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*singular")
 def test_a_kept_reference_gives_bit_identical_scores_and_never_stands_for_another(
     tmp_path: Path, passes: list[str], monkeypatch: pytest.MonkeyPatch
@@ -522,6 +523,7 @@ def test_a_protocol_without_quantisation_shows_the_extractor_what_was_generated(
         assert seen[-1] == (torch.uint8 if quantisation == "uint8" else torch.float32)
 
 
+@pytest.mark.slow
 def test_images_in_an_npz_or_in_shards_score_as_the_same_in_a_zip(tmp_path: Path) -> None:
     archive, arrays = digits_zip(tmp_path / "a.zip"), digits_zip(tmp_path / "a.npz")
     settings = {"metrics": ("frechet", "accuracy")}

@@ -39,7 +39,7 @@ NETWORKS: dict[str, Callable[[int, int, int], Network]] = {
 def cases() -> list[Any]:
     sizes = [(kind, resolution) for kind in NETWORKS for resolution in (16, 32, 64, 128, 256)]
     sizes.remove(("generator, HiT", 16))  # it begins at 32 px
-    slow = [resolution > (64 if kind.startswith("generator") else 128) for kind, resolution in sizes]
+    slow = [resolution > (32 if kind.startswith("generator") else 64) for kind, resolution in sizes]
     return [pytest.param(*size, marks=pytest.mark.slow if s else ()) for size, s in zip(sizes, slow, strict=True)]
 
 
