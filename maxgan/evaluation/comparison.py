@@ -15,7 +15,7 @@ from torch import Tensor
 
 from maxgan.evaluation import scores
 from maxgan.evaluation.features import FeatureSet
-from maxgan.evaluation.neighbours import neighbour_scores, real_radii
+from maxgan.evaluation.neighbours import neighbour_scores
 from maxgan.evaluation.protocols import Protocol
 from maxgan.evaluation.statistics import exact_device
 
@@ -107,8 +107,8 @@ class OfReals:
 
     half_split: tuple[float, float] | None = None
     """Mean and deviation of the Fréchet distance between halves."""
-    radii: list[Tensor] | None = None
-    """See `real_radii`."""
+    radii: list[Tensor] = field(default_factory=list)
+    """See `neighbour_scores`."""
 
 
 def check_reference(real: FeatureSet, protocol: Protocol) -> None:
@@ -257,8 +257,6 @@ def _between_images(
     if wanted & {"precision_recall", "density_coverage"}:
         k = protocol.neighbours if "precision_recall" in wanted else None
         density_k = protocol.density_neighbours if "density_coverage" in wanted else None
-        if known.radii is None:
-            known.radii = real_radii(reals, k, density_k)
         metrics |= neighbour_scores(reals, fakes, k, density_k, known.radii)
     return metrics
 

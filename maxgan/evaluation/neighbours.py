@@ -36,7 +36,7 @@ def neighbour_scores(
     fake: ArrayLike,
     precision_k: int | None = 3,
     density_k: int | None = 5,
-    radii: Sequence[Tensor] | None = None,
+    radii: list[Tensor] | None = None,
 ) -> dict[str, float]:
     """Return `precision`, `recall`, `density` and `coverage`, from one look at every distance.
 
@@ -51,7 +51,8 @@ def neighbour_scores(
         fake: `(M, D)`.
         precision_k: neighbours of precision and recall, itself not counted; None leaves both out.
         density_k: neighbours of density and coverage; None leaves both out.
-        radii: `real_radii` of the same reals and k, where they are known: half of the work or more.
+        radii: `real_radii` of the same reals and k, half of the work or more: filled where it is empty, for the next
+            fakes.
 
     Raises:
         ValueError: for NaN or infinite features, different D, or k out of range.
@@ -60,7 +61,9 @@ def neighbour_scores(
     assert precision_k is not None or density_k is not None
     if precision_k is not None:
         _check_k(precision_k, PRECISION, len(fake))
-    radii = real_radii(real, precision_k, density_k) if radii is None else radii
+    radii = [] if radii is None else radii
+    if not radii:
+        radii += real_radii(real, precision_k, density_k)
     precision_radius, density_radius = radii[0], radii[-1]
     fake_radius = _squared_radii(fake, [precision_k])[0] if precision_k is not None else None
     precise, balls, start = 0, 0, 0

@@ -14,7 +14,7 @@ from maxgan.config import Gamma, GanConfig, ImageFacts, Scheduled
 from maxgan.data.loader import Batch
 from maxgan.data.transforms import to_float
 from maxgan.models.build import build_discriminator, build_generator
-from maxgan.runtime import fused_on
+from maxgan.runtime import fused_on, share_of
 from maxgan.training.ada import AdaptiveProbability
 from maxgan.training.augment import ALL_DRAWS, DRAWS, augment
 from maxgan.training.averaging import further_averages, moving_average
@@ -242,9 +242,8 @@ class GanTrainer:
         training = self.config.training
         source = torch.Generator().manual_seed(seed_of(self.seed, self.update, phase))
         numbers = draw(training.batch_size, size, generator=source)
-        share = training.batch_size // self.accelerator.num_processes
-        first = self.accelerator.process_index * share
-        for part in numbers[first : first + share].chunk(training.accumulation):
+        share = share_of(training.batch_size, self.accelerator)
+        for part in numbers[share.start : share.stop].chunk(training.accumulation):
             yield part.to(self.accelerator.device, non_blocking=True)
 
     def _augmentations(self, phase: int, parts: int) -> Iterator[tuple[Tensor | None, Tensor | None]]:
@@ -271,12 +270,11 @@ class GanTrainer:
         # would be 200 MB at 128 px. A seed for each image keeps them free of the number of processes.
         device = self.accelerator.device
         source = torch.Generator("cpu" if device.type == "meta" else device)  # a dry run draws nothing
-        index = self.accelerator.process_index * self.config.training.batch_size // self.accelerator.num_processes
+        places = iter(share_of(self.config.training.batch_size, self.accelerator))
         for images, _ in micro:
             normal = images.new_empty(len(images), images[0].numel())
             for row in normal:
-                row.normal_(generator=source.manual_seed(seed_of(self.seed, self.update, phase, index)))
-                index += 1
+                row.normal_(generator=source.manual_seed(seed_of(self.seed, self.update, phase, next(places))))
             yield directions_of(normal, images)
 
     def _rates(self) -> list[tuple[float, tuple[float, float]]]:

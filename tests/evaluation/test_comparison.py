@@ -10,7 +10,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from maxgan.evaluation import comparison, scores
+from maxgan.evaluation import neighbours, scores
 from maxgan.evaluation.comparison import OfReals, Scores, compare
 from maxgan.evaluation.features import FeatureSet
 from maxgan.evaluation.neighbours import neighbour_scores
@@ -68,7 +68,7 @@ def test_what_hangs_on_the_reals_alone_is_found_once(
     known = OfReals()
     assert dict(compare(real, fake, protocol, known=known).metrics) == alone[0]
     monkeypatch.setattr(scores, "half_split_distance", None)
-    monkeypatch.setattr(comparison, "real_radii", None)
+    monkeypatch.setattr(neighbours, "real_radii", None)
     assert dict(compare(real, other, protocol, known=known).metrics) == alone[1]
     with pytest.raises(TypeError):
         compare(real, other, protocol)
