@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from maxgan.nn.layer_norm import layer_norm
+
 # The official MaxViT code (Keras): BatchNorm eps 1e-3 and momentum 0.99 (0.01 in torch's convention), LayerNorm eps
 # 1e-5.
 BATCH_NORM_EPS = 1e-3
@@ -19,7 +21,7 @@ class LayerNorm2d(nn.LayerNorm):
         super().__init__(channels, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return layer_norm(x.permute(0, 2, 3, 1), self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
 
 
 class GhostBatchNorm2d(nn.BatchNorm2d):

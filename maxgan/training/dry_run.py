@@ -42,18 +42,15 @@ class HalfPrecision(TorchFunctionMode):
     """Autocast for `meta` tensors, which torch has none for: types as autocast on a GPU gives them."""
 
     HALF = (F.conv2d, F.conv_transpose2d, F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
-    FLOAT = (F.layer_norm,)
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        dtype = self.dtype if func in self.HALF else torch.float32 if func in self.FLOAT else None
-        if func is F.linear and len(args[1]) == 1:  # D's last layer stays out of autocast
-            dtype = None
-        if dtype is not None:
-            args = [a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+        # D's last layer stays out of autocast.
+        if func in self.HALF and not (func is F.linear and len(args[1]) == 1):
+            args = [a.to(self.dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
         return func(*args, **(kwargs or {}))
 
 

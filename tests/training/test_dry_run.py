@@ -81,9 +81,10 @@ def test_arithmetic_and_activations_are_those_of_a_real_update(config: GanConfig
     assert run.memory["activations"] == pytest.approx(kept.peak, rel=0.03)
 
 
-def test_mixed_precision_keeps_what_autocast_keeps() -> None:
-    # BatchNorm alone: LayerNorm is float32 under autocast on a GPU, which is what the dry run counts, not on a CPU.
-    config = replace(MAXVIT, training=replace(MAXVIT.training, precision="bf16", accumulation=2))
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_mixed_precision_keeps_what_autocast_keeps(norm: str) -> None:
+    training = replace(MAXVIT.training, precision="bf16", accumulation=2)
+    config = replace(MAXVIT, training=training, generator=replace(MAXVIT.generator, norm=norm, norm_group=None))
     assert DryRun(config).memory["activations"] == real_update(config, ImageFacts(8, 3, 3))[1].peak
 
 
