@@ -205,7 +205,7 @@ class ReconstructConfig:
 @dataclass(frozen=True)
 class BestAverageConfig(ScoreConfig):
     """Score all averages of a run and find the width of a power-function average with the least Fréchet distance:
-    `python -m maxgan.training.posthoc best RUN`."""
+    `python -m maxgan.training.posthoc best RUN`. What is unset of the settings of scores is as the run has it."""
 
     run: str | None = None
     """The run's folder; unset: the newest in runs/."""
@@ -215,7 +215,8 @@ class BestAverageConfig(ScoreConfig):
     refine: int = 2
     """How often a width between the best so far and each of its neighbours is tried then."""
     n: int | None = None
-    """Number of samples; unset: the protocol's, or as many as the reference has, at most 50,000."""
+    """Number of samples; unset: the run's evaluation.images, else the protocol's, or as many as the reference has, at
+    most 50,000."""
     seed: int = 0
     """Seed of the first sample, the same for all averages. Score the result again with another: the least of many
     scores flatters."""

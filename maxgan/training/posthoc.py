@@ -6,6 +6,7 @@ RUN` finds the width, or half-life, that scores best.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -22,13 +24,14 @@ from torch import Tensor
 
 from maxgan.checkpoint import atomic_path, export_model, together
 from maxgan.cli import fail, parse, plain_errors
-from maxgan.config import BestAverageConfig, ReconstructConfig
+from maxgan.config import BestAverageConfig, DataConfig, EvaluationConfig, ReconstructConfig
 from maxgan.evaluation.comparison import Scores
 from maxgan.evaluation.evaluate import Scorer, make_scorer
 from maxgan.models.network import Network
 from maxgan.runtime import start
 from maxgan.sampling import EXPORT_NAME, Generator, load_generator, newest_export
 from maxgan.training.power_ema import Profile, coefficients, mismatch
+from maxgan.training.run import CONFIG
 
 AVERAGES = "averages"
 SNAPSHOTS = "snapshots"
@@ -102,12 +105,34 @@ def run_reconstruct(config: ReconstructConfig) -> None:
     print(f"{output}: its profile is met up to {distance:.1%}")
 
 
+def _settings_of(run: Path, section: str, kind: type[Any]) -> dict[str, Any]:
+    """Return those settings of a section of a run's config that are fields of `kind`; none where it has no config."""
+    try:
+        stored = yaml.safe_load((run / CONFIG).read_text())[section]
+        return {field.name: stored[field.name] for field in dataclasses.fields(kind) if field.name in stored}
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError):
+        return {}
+
+
+def as_the_run(config: BestAverageConfig, run: Path) -> tuple[BestAverageConfig, DataConfig]:
+    """Return `config` with the run's own settings of scores where it has the default, and the settings of its data.
+
+    Raises:
+        ValueError: if the run's settings don't fit.
+    """
+    own = _settings_of(run, "evaluation", EvaluationConfig)
+    own["n"] = own.pop("images", None)
+    free = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) == field.default}
+    settings = dataclasses.replace(config, **{name: value for name, value in own.items() if name in free})
+    return settings, DataConfig(**_settings_of(run, "data", DataConfig))
+
+
 class Search:
     """Scores of a run's averages, one after the other, and the best so far.
 
     Args:
         run: the folder.
-        config: the settings.
+        config: the settings; see `as_the_run`.
         accelerator: of this process; every process calls the same methods.
 
     Attributes:
@@ -115,7 +140,8 @@ class Search:
     """
 
     def __init__(self, run: Path, config: BestAverageConfig, accelerator: Accelerator) -> None:
-        self.run, self.config, self.accelerator = run, config, accelerator
+        self.run, self.accelerator = run, accelerator
+        self.config, self.data = as_the_run(config, run)
         self.scores: dict[str, Scores] = {}
         self.widths: dict[float, float] = {}
         """Fréchet distances of the power-function averages by width."""
@@ -151,7 +177,9 @@ class Search:
         config = self.config
         if self._scorer is None:
             source = str(getattr(generator, "info", {}).get("source", ""))
-            self._scorer = make_scorer(config, source, self.accelerator, generator, batch_size=config.batch_size)
+            self._scorer = make_scorer(
+                config, source, self.accelerator, generator, data=self.data, batch_size=config.batch_size
+            )
         with self._scorer.showing(name):
             self.scores[name] = self._scorer.score_generator(generator, name, config.n, config.seed)
         found = float(self.scores[name].metrics["fd"])

@@ -15,7 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from maxgan.checkpoint import export_model
+from maxgan.cli import to_yaml
 from maxgan.config import (
+    BestAverageConfig,
+    DataConfig,
     DiscriminatorConfig,
     EvaluationConfig,
     GanConfig,
@@ -29,7 +32,7 @@ from maxgan.models.network import Network
 from maxgan.sampling import load_generator
 from maxgan.training.gan import GanTrainer
 from maxgan.training.gan_run import train_gan
-from maxgan.training.posthoc import main, reconstruct, snapshots_of
+from maxgan.training.posthoc import as_the_run, main, reconstruct, snapshots_of
 from maxgan.training.power_ema import coefficients, power_decay
 from maxgan.training.schedules import ema_decay
 
@@ -173,6 +176,20 @@ def test_the_commands_reconstruct_and_find_the_best(
     best = load_generator(output)
     assert best.info["scores"]["fd-digits"]["fd"] == distances[found["best"]]  # type: ignore[attr-defined]
     assert f"best: {found['best']}, written to {output}" in capsys.readouterr().out
+
+
+def test_scores_are_as_the_run_takes_them(tmp_path: Path) -> None:
+    evaluation = EvaluationConfig(extractor="cifar10", reference="digits-test", metrics=("frechet",), images=40)
+    data = DataConfig(source="digits-train", crop_fraction=0.5, flip=True)
+    (tmp_path / "config.yaml").write_text(to_yaml(replace(CONFIG, evaluation=evaluation, data=data)))
+    found, cut = as_the_run(BestAverageConfig(reference="digits", seed=3), tmp_path)
+    assert (found.extractor, found.reference, list(found.metrics or ()), found.n, found.seed) == (
+        "cifar10", "digits", ["frechet"], 40, 3
+    )  # fmt: skip
+    assert cut == data
+    for content in ("", "[1, 2", "evaluation: 3\n"):  # not a run's: as before
+        (tmp_path / "config.yaml").write_text(content)
+        assert as_the_run(BestAverageConfig(n=7), tmp_path) == (BestAverageConfig(n=7), DataConfig())
 
 
 def test_mistakes_end_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
