@@ -21,7 +21,7 @@ from maxgan.data.loader import Batch
 from maxgan.data.transforms import to_float
 from maxgan.models import MaxViT
 from maxgan.models.convert import load_resized
-from maxgan.runtime import fused_on
+from maxgan.runtime import fused_on, share_of
 from maxgan.training.averaging import moving_average
 from maxgan.training.compiling import Compiling
 from maxgan.training.draws import seed_of
@@ -118,7 +118,7 @@ class ClassifierTrainer:
         accelerator, optim = self.accelerator, self.config.optim
         parts = self.config.training.accumulation
         micro = [next(batches) for _ in range(parts)]
-        changes = self._affine_changes(len(micro[0][0]))
+        changes = self._affine_changes().chunk(parts)
         self.compiling.begin()
         total = {name: torch.zeros((), device=accelerator.device) for name in ("loss", "accuracy")}
         for i, ((images, labels), change) in enumerate(zip(micro, changes, strict=True)):
@@ -152,13 +152,12 @@ class ClassifierTrainer:
         if self.ema is not None:
             self.ema.load_state_dict(tensors)
 
-    def _affine_changes(self, part: int) -> list[Tensor]:
-        """Return `(part, 4)` numbers in [-1, 1) for every micro-batch of this process in this update."""
-        training = self.config.training
-        rng = np.random.default_rng((self.seed, AFFINE, self.update))
-        drawn = torch.from_numpy(rng.uniform(-1, 1, (training.batch_size, 4)).astype(np.float32))
-        share = training.accumulation * part
-        return list(drawn[self.accelerator.process_index * share :][:share].split(part))
+    def _affine_changes(self) -> Tensor:
+        """Return `(N, 4)` numbers in [-1, 1) for the images of this process in this update."""
+        batch_size = self.config.training.batch_size
+        drawn = np.random.default_rng((self.seed, AFFINE, self.update)).uniform(-1, 1, (batch_size, 4))
+        share = share_of(batch_size, self.accelerator)
+        return torch.from_numpy(drawn[share.start : share.stop].astype(np.float32))
 
     def _to_input(self, images: Tensor, labels: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
         """Return augmented images, and their target: labels `(N,)` or, where images are mixed, shares `(N, K)`."""

@@ -301,21 +301,18 @@ def test_a_start_that_does_not_fit_is_refused(
     assert not Path("run").exists()
 
 
-def test_augmentation_does_not_depend_on_processes_or_accumulation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_augmentation_does_not_depend_on_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     _, trainer = first_step(training=TrainingConfig(images=160, batch_size=16))
-    whole = torch.cat(trainer._affine_changes(16))
+    whole = trainer._affine_changes()
     assert whole.shape == (16, 4)
     assert len(whole.unique()) == 64
-    monkeypatch.setattr(
-        trainer, "config", replace(trainer.config, training=TrainingConfig(batch_size=16, accumulation=2))
-    )
     parts = []
     for rank in range(2):
-        monkeypatch.setattr(trainer, "accelerator", SimpleNamespace(process_index=rank))
-        parts += trainer._affine_changes(4)
+        monkeypatch.setattr(trainer, "accelerator", SimpleNamespace(process_index=rank, num_processes=2))
+        parts.append(trainer._affine_changes())
     assert torch.equal(torch.cat(parts), whole)
     trainer.images_seen += 16
-    assert not torch.equal(trainer._affine_changes(4)[0], parts[2])
+    assert not torch.equal(trainer._affine_changes(), parts[1])
 
 
 def test_loss_falls_and_a_trained_run_classifies(tmp_path: Path) -> None:
