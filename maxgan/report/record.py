@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from maxgan.config import ClassifierConfig, GanConfig, to_dict
-from maxgan.training.gan_run import HISTORY
+from maxgan.training.gan_run import HISTORY, PICTURES
 from maxgan.training.run import CONFIG, ENVIRONMENT, METRICS, SCORES, read_metrics
 
 NEIGHBOURS = "neighbours"
@@ -113,7 +113,7 @@ def read_record(directory: Path) -> Record:
         kind="classifier" if "backbone" in settings else "GAN",
         settings=settings,
         metrics=_finite(read(directory / METRICS, lambda _: read_metrics(directory / METRICS), list) or []),
-        samples=_numbered(directory / "samples", ".png"),
+        samples=_numbered(directory / PICTURES, ".png"),
         scores=read(directory / SCORES, json.loads, dict),
         history=history,
         neighbours=read(directory / f"{NEIGHBOURS}.json", json.loads, dict),

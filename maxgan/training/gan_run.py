@@ -17,12 +17,12 @@ from maxgan.data.loader import ImageDataset, evaluation_batches
 from maxgan.data.sources import source_name
 from maxgan.evaluation.comparison import Scores
 from maxgan.evaluation.evaluate import Scorer, default_extractor, make_scorer, report
-from maxgan.models.network import Network
+from maxgan.models.network import Network, load_model
 from maxgan.sampling import EXPORT_NAME, generate
 from maxgan.training.dry_run import describe
 from maxgan.training.gan import GanTrainer
 from maxgan.training.held_out import HeldOut, default_held_out
-from maxgan.training.loop import Loop
+from maxgan.training.loop import BEST_BY, Loop
 from maxgan.training.pictures import plot_curves
 from maxgan.training.posthoc import AVERAGES, snapshot_path, snapshots_of
 from maxgan.training.run import CURVES, METRICS, SCORES, read_metrics
@@ -31,6 +31,7 @@ from maxgan.writers import image_grid, save_picture
 
 BEST_NAME = "best.safetensors"
 HISTORY = "scores"
+PICTURES = "samples"
 GRID_IMAGES = 100
 GRID_COLUMNS = 10
 PANELS = {
@@ -85,6 +86,7 @@ class GanRun:
             at_sample=self.picture,
             at_score=self.evaluate if scored or self.held_out is not None else None,
             score_every=config.evaluation.every,
+            after_return=self.drop_lost,
         )
 
     def open_held_out(self) -> HeldOut | None:
@@ -103,10 +105,9 @@ class GanRun:
             return
         self.export_averages()
         self._export(EXPORT_NAME, {} if scores is None else {scores.protocol.name: dict(scores.metrics)})
-        best = self.loop.best
-        if best is not None and best["images"] == self.trainer.images_seen and self.scorer is not None:
-            metrics = {name: value for name, value in best.items() if name != "images"}
-            self._export(BEST_NAME, {self.scorer.protocol.name: metrics})
+        if self.loop.best_is_here:
+            best = Scores.from_json(self._history().read_text())
+            self._export(BEST_NAME, {best.protocol.name: dict(best.metrics)})
 
     def export_averages(self) -> None:
         """Write the averages of other half-lives, and the snapshots of power-function averages that aren't there; drop
@@ -134,6 +135,10 @@ class GanRun:
             info["scores"] = scores
         export_model(self.generator() if generator is None else generator, self.directory / name, info)
 
+    def _history(self) -> Path:
+        """Return the file of the scores of the generator as it is."""
+        return self.directory / HISTORY / f"{self.trainer.images_seen:09d}.json"
+
     def generator(self) -> Any:
         """Return the averaged generator in eval mode."""
         return self.trainer.ema.module.eval()
@@ -145,16 +150,31 @@ class GanRun:
         return scored and (self.directory / CURVES).exists()
 
     def begin(self) -> None:
-        """Write the grid of training images, and what a run that was killed may lack; drop scores of a lost course."""
+        """Write the grid of training images, and what a run that was killed may lack; drop what is of a lost course."""
         self.picture_of_reals()
-        if self.loop.best is not None and self.loop.best["images"] == self.trainer.images_seen:
+        if self.loop.best_is_here:
             self.export()
-        if self.accelerator.is_main_process:
-            for file in (self.directory / HISTORY).glob("*.json"):
-                if int(file.stem) > self.trainer.images_seen:
-                    file.unlink()
-            if self.trainer.images_seen:
-                self.export_averages()
+        self.drop_lost()
+        if self.accelerator.is_main_process and self.trainer.images_seen:
+            self.export_averages()
+
+    def drop_lost(self) -> None:
+        """Remove scores and pictures of a course that was given up; its generator stays the best until one is
+        better."""
+        seen, best = self.trainer.images_seen, None
+        with together():
+            if self.accelerator.is_main_process:
+                for file in (*(self.directory / HISTORY).glob("*.json"), *(self.directory / PICTURES).glob("*.png")):
+                    if file.stem.isdecimal() and int(file.stem) > seen:
+                        file.unlink()
+                if (self.directory / BEST_NAME).is_file():
+                    info = load_model(self.directory / BEST_NAME).info
+                    if info["images_seen"] > seen:
+                        (scores,) = info["scores"].values()
+                        best = {"images": info["images_seen"], BEST_BY: scores[BEST_BY], "lost": 1.0}
+        best = broadcast_object_list([best])[0]
+        if best is not None:
+            self.loop.best = best
 
     def finish(self) -> None:
         """Write the last samples, the curves, the scores, and the export with them."""
@@ -171,7 +191,7 @@ class GanRun:
         seeds = range(GRID_IMAGES // columns * columns)
         batches = generate(self.generator(), seeds, GRID_IMAGES, self.accelerator.device, classes or None)
         images = torch.cat([batch.images for batch in batches])
-        save_picture(image_grid(images, columns), self.directory / "samples" / f"{self.trainer.images_seen:09d}.png")
+        save_picture(image_grid(images, columns), self.directory / PICTURES / f"{self.trainer.images_seen:09d}.png")
 
     def picture_of_reals(self) -> None:
         """Write a grid of training images; with classes, a column is of one."""
@@ -186,7 +206,7 @@ class GanRun:
         """Score the averaged generator and write scores.json, unless that is done; None without a way to score."""
         if self.scorer is None:
             return None
-        path = self.directory / HISTORY / f"{self.trainer.images_seen:09d}.json"
+        path = self._history()
         if not broadcast_object_list([path.exists()])[0]:
             self.score_now()
         scores = Scores.from_json(path.read_text())
@@ -207,10 +227,9 @@ class GanRun:
         with self.scorer.showing("scores"):
             images = self.config.evaluation.images
             scores = self.scorer.score_generator(self.generator(), self.directory.name, images)
-        path = self.directory / HISTORY / f"{self.trainer.images_seen:09d}.json"
         with together():
             if self.accelerator.is_main_process:
-                with atomic_path(path) as temporary:
+                with atomic_path(self._history()) as temporary:
                     temporary.write_text(scores.to_json())
         return dict(scores.metrics)
 

@@ -73,12 +73,14 @@ class Loop:
         at_score: called on every process every `score_every` images and at the end; gives metrics. A checkpoint
             follows, so that a run that goes on never scores the same generator again.
         score_every: images; 0 for the end alone.
+        after_return: called on every process when the run has gone back to a checkpoint.
 
     Raises:
         ValueError: if the batch can't be split equally over the processes, or if they have unlike data.
 
     Attributes:
-        best: the metrics with the least "fd" so far, and their `images`; None before the first.
+        best: the metrics with the least "fd" so far, and their `images`; None before the first. With `lost`, of a
+            course that was given up.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Loop:
         at_sample: Callable[[], None] | None = None,
         at_score: Callable[[], dict[str, float]] | None = None,
         score_every: int = 0,
+        after_return: Callable[[], None] | None = None,
     ) -> None:
         # Before anything is written.
         images_at_once(training.batch_size, accelerator.num_processes, training.accumulation)
@@ -114,6 +117,7 @@ class Loop:
         self.at_sample = at_sample
         self.at_score = at_score
         self.score_every = score_every
+        self.after_return = after_return
         self.meters = Meters()
         self.seconds = 0.0
         self.rollbacks = 0
@@ -123,6 +127,16 @@ class Loop:
     def finished(self) -> bool:
         """Whether all images are seen."""
         return self.trainer.images_seen >= self.training.images
+
+    @property
+    def best_is_here(self) -> bool:
+        """Whether the networks as they are have the best score."""
+        return self.best_images == self.trainer.images_seen
+
+    @property
+    def best_images(self) -> int | None:
+        """Images seen at the best score of this course; None where there is none."""
+        return None if self.best is None or "lost" in self.best else int(self.best["images"])
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one.
@@ -184,6 +198,8 @@ class Loop:
         self.trainer.seed = self._seed()
         torch.manual_seed(self.trainer.seed + self.accelerator.process_index)
         self.trainer.watchdog.forget()
+        if self.after_return is not None:
+            self.after_return()
         self.accelerator.print(
             f"watchdog: {trouble}\nwatchdog: going back from {seen:,} images to {self.trainer.images_seen:,}, with "
             f"another seed (rollback {rollbacks} of {self.watchdog.rollback})"
@@ -203,9 +219,8 @@ class Loop:
             "meter_counts": counts, "seconds": self.seconds, "rollbacks": self.rollbacks, "best": self.best,
             "data_images": len(self.dataset),
         }  # fmt: skip
-        best = None if self.best is None else int(self.best["images"])
-        root = self.directory / CHECKPOINTS
-        save_run_state(self.accelerator, root, self.trainer.images_seen, extra, tensors, self.run.keep, best)
+        root, seen = self.directory / CHECKPOINTS, self.trainer.images_seen
+        save_run_state(self.accelerator, root, seen, extra, tensors, self.run.keep, self.best_images)
         self.after_save()
 
     def train(self) -> int | None:
@@ -300,12 +315,15 @@ class Loop:
                         return received
         return None
 
+    @property
+    def _updates_a_line(self) -> int:
+        return max(1, self.run.log_every // self.training.batch_size)
+
     def _signs(self) -> Signs | None:
         """Return what watches a GAN's metrics on the main process, with what was logged before."""
         if not self.accelerator.is_main_process or not isinstance(self.watchdog, GanWatchdogConfig):
             return None
-        updates = max(1, self.run.log_every // self.training.batch_size)
-        signs = Signs(self.watchdog, max(1, self.watchdog.sign_updates // updates))
+        signs = Signs(self.watchdog, max(1, self.watchdog.sign_updates // self._updates_a_line))
         for line in read_metrics(self.directory / METRICS):
             signs.observe(line)
         return signs
@@ -318,8 +336,9 @@ class Loop:
             return
         appeared = broadcast_object_list([appeared])[0]
         if appeared:
-            # The collapse began before its sign was sure.
-            folder = self._way_back(self.trainer.images_seen - self.watchdog.sign_updates * self.training.batch_size)
+            # The collapse began before its sign was sure: a window of lines, of one at least.
+            window = max(self.watchdog.sign_updates, self._updates_a_line)
+            folder = self._way_back(self.trainer.images_seen - window * self.training.batch_size)
             if folder is not None:
                 raise Collapse(" and ".join(appeared), folder)
 

@@ -25,6 +25,7 @@ from maxgan.config import (
     RunConfig,
     TrainingConfig,
 )
+from maxgan.models.network import load_model
 from maxgan.training import gan_run
 from maxgan.training.gan import GanTrainer
 from maxgan.training.run import read_metrics
@@ -299,6 +300,57 @@ def test_a_sign_is_logged_and_gone_back_from(
     assert train(tmp_path / "run", sign_updates=3, rollback=1) == 0
     assert "going back from 24 images to 8, with another seed (rollback 1 of 1)" in capsys.readouterr().out
     assert [line[FALLS] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [0, 0, 0, 0]
+    # A line is of 2 updates, and so is the least window.
+    left[0] = 1
+    often = replace(TINY, run=replace(TINY.run, checkpoint_every=4))
+    assert train(tmp_path / "often", often, sign_updates=1, rollback=1) == 0
+    assert "going back from 24 images to 16, with another seed" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("later", "best"), [(2.0, (24, 1.0)), (0.5, (32, 0.5))])
+def test_the_best_generator_of_a_course_that_was_given_up_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: float, best: tuple[int, float]
+) -> None:
+    """Scores of 3, 5, 1 and then a sign of collapse at 32 images: back to 16, from where on they are 4 and `later`."""
+    look, measure, went_back = Signs._look, gan_run.GanRun.score_now, []
+    distances = [{8: 3.0, 16: 5.0, 24: 1.0, 32: 9.0}, {24: 4.0, 32: later}]
+
+    def looked(self: Signs) -> dict[str, str]:
+        if self._seen[-1]["images"] == 32 and not went_back:
+            went_back.append(True)
+            return {FALLS: "the variety falls"}
+        return look(self)
+
+    def measured(self: gan_run.GanRun) -> dict[str, float]:
+        metrics = measure(self)
+        scores = json.loads(self._history().read_text())
+        scores["metrics"]["fd"] = metrics["fd"] = distances[self.loop.rollbacks][self.trainer.images_seen]
+        self._history().write_text(json.dumps(scores))
+        return metrics
+
+    monkeypatch.setattr(Signs, "_look", looked)
+    monkeypatch.setattr(gan_run.GanRun, "score_now", measured)
+    evaluation = EvaluationConfig(every=8, images=16, reference="digits-test", metrics=("frechet",))
+    run = replace(TINY.run, sample_every=8, keep=2)
+    directory = tmp_path / "run"
+
+    drop = gan_run.GanRun.drop_lost
+
+    def dropped(self: gan_run.GanRun) -> None:
+        drop(self)
+        if went_back:
+            for folder in ("scores", "samples"):
+                assert [int(file.stem) for file in sorted((directory / folder).iterdir())] == [8, 16]
+
+    monkeypatch.setattr(gan_run.GanRun, "drop_lost", dropped)
+    assert train(directory, replace(TINY, evaluation=evaluation, run=run), sign_updates=3, rollback=1) == 0
+    info = load_model(directory / "best.safetensors").info
+    assert info["scores"]["fd-digits"] == {"fd": best[1]} and info["images_seen"] == best[0]
+    # The checkpoint of 24 images is of the second course, and no better than the one that was kept as its best.
+    assert checkpoints(directory) == ["images-000000024", "images-000000032"]
+    found = {path.stem: json.loads(path.read_text())["metrics"]["fd"] for path in (directory / "scores").iterdir()}
+    assert found == {"000000008": 3.0, "000000016": 5.0, "000000024": 4.0, "000000032": later}
 
 
 def test_settings_of_the_watchdog_are_checked() -> None:
