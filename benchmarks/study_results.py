@@ -16,8 +16,8 @@ from maxgan.checkpoint import atomic_path
 from maxgan.cli import parse
 from maxgan.config import GanConfig, ImageFacts
 from maxgan.models.build import build_discriminator, build_generator
-from maxgan.sampling import EXPORT_NAME, generate, load_generator
-from maxgan.training.run import CONFIG, METRICS, SCORES, read_metrics
+from maxgan.sampling import CONFIG, EXPORT_NAME, generate, load_generator
+from maxgan.training.run import METRICS, SCORES, read_metrics
 from maxgan.writers import image_grid
 
 SAMPLES = 20

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+import yaml
 from scipy.special import ndtr, ndtri
 from torch import Tensor, nn
 
@@ -24,11 +26,14 @@ __all__ = [
     "load_generator",
     "newest_export",
     "parse_classes",
+    "run_settings",
     "truncate",
     "write_images",
 ]
 
 EXPORT_NAME = "generator.safetensors"
+CONFIG = "config.yaml"
+"""Files in the folder of a run."""
 
 
 @runtime_checkable
@@ -53,6 +58,16 @@ def newest_export(runs: str | Path = "runs") -> Path:
     if not files:
         raise ValueError(f"there is no {runs}/*/{EXPORT_NAME}: train a generator first, or name one with --model")
     return files[-1]
+
+
+def run_settings(folder: Path, section: str, kind: type[Any]) -> dict[str, Any]:
+    """Return those settings of a section of a run's config that are fields of the dataclass `kind`; none where the
+    folder has no config that can be read."""
+    try:
+        stored = yaml.safe_load((folder / CONFIG).read_text())[section]
+        return {field.name: stored[field.name] for field in dataclasses.fields(kind) if field.name in stored}
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError):
+        return {}
 
 
 def load_generator(model: str | Path, device: str | torch.device = "cpu") -> Generator:

@@ -97,8 +97,8 @@ class FeatureConfig(ExploreConfig):
     """An extractor, in whose features images are compared."""
 
     extractor: str | None = None
-    """`digits` or `cifar10` (embedded), the file of a classifier, or a published one; unset: `digits` for the digits,
-    none else."""
+    """`digits` or `cifar10` (embedded), the file of a classifier, or a published one; unset: that of the scores of the
+    generator's run, else `digits` for the digits, none else."""
     weights: str | None = None
     """File of the weights of a published extractor; unset: where they are usually downloaded to."""
     resize: Literal["clean", "tf1"] | None = None
@@ -175,6 +175,9 @@ class ReportConfig:
     """The run's folder; unset: the one in `runs` that was started last."""
     output: str | None = None
     """The page, an .html file, which is replaced if it is there; unset: report.html in the run's folder."""
+    neighbours: bool = False
+    """First find the training images nearest to 256 samples (`maxgan.explore neighbours`), which takes every training
+    image through the extractor of the run's scores."""
 
     def __post_init__(self) -> None:
         if self.output is not None and not self.output.lower().endswith((".html", ".htm")):

@@ -12,15 +12,16 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from maxgan.config import ExploreConfig, FeatureConfig
+from maxgan.config import ExploreConfig, FeatureConfig, ScoreConfig
 from maxgan.data.transforms import to_uint8
 from maxgan.evaluation.catalogue import load_extractor
 from maxgan.evaluation.evaluate import default_extractor
 from maxgan.evaluation.extractors import ModuleExtractor
+from maxgan.evaluation.protocols import PROTOCOLS
 from maxgan.files import atomic_path
 from maxgan.models.network import Network
 from maxgan.runtime import start
-from maxgan.sampling import Generator, load_generator, newest_export
+from maxgan.sampling import Generator, load_generator, newest_export, run_settings
 from maxgan.truncation import Draw, truncated
 from maxgan.writers import to_picture
 
@@ -97,11 +98,21 @@ def open_subject(config: ExploreConfig, truncation: float | None = None) -> Subj
 
 
 def open_extractor(config: FeatureConfig, subject: Subject) -> ModuleExtractor | None:
-    """Return the extractor of the settings, or the embedded one that fits what was trained on, or None."""
-    name = config.extractor or default_extractor(str(subject.info.get("source", "")))
+    """Return the extractor of the settings, else that of the generator's run, else the embedded one that fits what was
+    trained on, or None."""
+    name, weights = config.extractor, config.weights
+    resize: str | None = config.resize
+    if name is None:
+        own = run_settings(subject.folder, "evaluation", ScoreConfig)
+        protocol = PROTOCOLS.get(own.get("protocol") or "")
+        weights = weights or own.get("weights")
+        name = own.get("extractor") or (protocol.extractor if protocol is not None else None)
+        if protocol is not None:
+            resize = resize or protocol.resize
+    name = name or default_extractor(str(subject.info.get("source", "")))
     if name is None:
         return None
-    return load_extractor(name, weights=config.weights, resize=config.resize).to(subject.device)
+    return load_extractor(name, weights=weights, resize=resize).to(subject.device)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

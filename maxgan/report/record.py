@@ -11,8 +11,9 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from maxgan.config import ClassifierConfig, GanConfig, to_dict
+from maxgan.sampling import CONFIG
 from maxgan.training.gan_run import HISTORY, PICTURES
-from maxgan.training.run import CONFIG, ENVIRONMENT, METRICS, SCORES, read_metrics
+from maxgan.training.run import ENVIRONMENT, METRICS, SCORES, read_metrics
 
 NEIGHBOURS = "neighbours"
 LARGEST = 3.5e38

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from maxgan.evaluation.comparison import versions
@@ -9,6 +10,7 @@ from maxgan.report.charts import Points, chart
 from maxgan.report.markup import Markup, duration, join, missing, plain, table, tag
 from maxgan.report.pictures import SHOWN, embed, spread
 from maxgan.report.record import NEIGHBOURS, Record
+from maxgan.sampling import EXPORT_NAME
 from maxgan.training import classifier_run, gan_run
 from maxgan.training.pictures import FRACTIONS
 
@@ -126,9 +128,10 @@ def neighbours_section(record: Record) -> Markup | None:
         return None
     image = embed(record.directory / f"{NEIGHBOURS}.png", "Samples, and the training images nearest to each")
     if image is None:
-        model = record.directory / gan_run.EXPORT_NAME
-        command = _command(f"python -m maxgan.explore neighbours --model {model}")
-        return join(missing("Not computed. This command does:"), command)
+        if not (record.directory / EXPORT_NAME).is_file():
+            return missing("There is no generator yet.")
+        command = shlex.join(["python", "-m", "maxgan.report", str(record.directory), "--neighbours", "true"])
+        return join(missing("Not computed. This command does, and makes this page anew:"), _command(command))
     caption = "Left: samples. Right: the real images nearest to each, with their distances."
     return tag("div", tag("figure", tag("figcaption", caption), image), _distances(record), class_="pair")
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -29,9 +28,8 @@ from maxgan.evaluation.comparison import Scores
 from maxgan.evaluation.evaluate import Scorer, make_scorer
 from maxgan.models.network import Network
 from maxgan.runtime import start
-from maxgan.sampling import EXPORT_NAME, Generator, load_generator, newest_export
+from maxgan.sampling import EXPORT_NAME, Generator, load_generator, newest_export, run_settings
 from maxgan.training.power_ema import Profile, coefficients, mismatch
-from maxgan.training.run import CONFIG
 
 AVERAGES = "averages"
 SNAPSHOTS = "snapshots"
@@ -105,26 +103,21 @@ def run_reconstruct(config: ReconstructConfig) -> None:
     print(f"{output}: its profile is met up to {distance:.1%}")
 
 
-def _settings_of(run: Path, section: str, kind: type[Any]) -> dict[str, Any]:
-    """Return those settings of a section of a run's config that are fields of `kind`; none where it has no config."""
-    try:
-        stored = yaml.safe_load((run / CONFIG).read_text())[section]
-        return {field.name: stored[field.name] for field in dataclasses.fields(kind) if field.name in stored}
-    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError):
-        return {}
-
-
 def as_the_run(config: BestAverageConfig, run: Path) -> tuple[BestAverageConfig, DataConfig]:
     """Return `config` with the run's own settings of scores where it has the default, and the settings of its data.
+
+    What names the extractor, protocol or weights, is taken as one.
 
     Raises:
         ValueError: if the run's settings don't fit.
     """
-    own = _settings_of(run, "evaluation", EvaluationConfig)
+    own = run_settings(run, "evaluation", EvaluationConfig)
     own["n"] = own.pop("images", None)
+    if config.protocol is not None or config.extractor is not None:
+        own = {name: value for name, value in own.items() if name not in ("protocol", "extractor", "weights")}
     free = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) == field.default}
     settings = dataclasses.replace(config, **{name: value for name, value in own.items() if name in free})
-    return settings, DataConfig(**_settings_of(run, "data", DataConfig))
+    return settings, DataConfig(**run_settings(run, "data", DataConfig))
 
 
 class Search:

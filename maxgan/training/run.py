@@ -20,8 +20,8 @@ from maxgan.cli import to_yaml
 from maxgan.config import RunConfig, differences, learning_hash, learning_settings, to_dict
 from maxgan.evaluation.comparison import versions
 from maxgan.files import TEMPORARY_PREFIX, naming_full_disk
+from maxgan.sampling import CONFIG
 
-CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 CURVES = "curves.png"
 SCORES = "scores.json"

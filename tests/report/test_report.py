@@ -236,9 +236,9 @@ def test_an_unfinished_run_says_what_is_missing(tmp_path: Path) -> None:
     assert "newest scores along the training" in page.section("scores")
     assert "FD-digits7.5" in page.section("scores")
     assert "time left at this pace12 s" in page.section("speed")
-    assert f"python -m maxgan.explore neighbours --model {directory}/generator.safetensors" in page.section(
-        "neighbours"
-    )
+    assert "no generator yet" in page.section("neighbours")
+    (directory / "generator.safetensors").touch()
+    assert f"python -m maxgan.report {directory} --neighbours true" in page_of(directory).section("neighbours")
 
 
 def test_a_run_that_failed_at_once_has_a_page(tmp_path: Path) -> None:
@@ -350,9 +350,10 @@ def test_every_start_of_a_run_is_noted(run: Path) -> None:
     assert "processes 2" in text
 
 
-@pytest.mark.slow
-def test_the_page_shows_what_a_training_writes(tmp_path: Path) -> None:
-    directory = tmp_path / "digits"
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a real run, with its page."""
+    directory = tmp_path_factory.mktemp("trained") / "digits run"
     config = GanConfig(
         generator=GeneratorConfig(latent_dim=8, width=16, head_dim=8, latent_tokens=4),
         discriminator=DiscriminatorConfig(1 / 128, 16),
@@ -361,8 +362,19 @@ def test_the_page_shows_what_a_training_writes(tmp_path: Path) -> None:
         run=RunConfig(directory=str(directory), log_every=16, sample_every=32, tracker="none", threads=1),
     )
     assert train_gan(config) == 0
-    page = page_of(directory)
+    # With an extractor that only the run's settings name.
+    stored = (directory / "config.yaml").read_text()
+    (directory / "config.yaml").write_text(stored.replace("extractor: null", "extractor: cifar10"))
+    main([str(directory), "--neighbours=true"])
+    return directory
+
+
+@pytest.mark.slow
+def test_the_page_shows_what_a_training_writes(trained: Path) -> None:
+    directory, page = trained, page_of(trained)
+    assert (trained / "report.html").read_text() == render(read_record(trained))
     assert not page.all("section", id="problems")
+    assert "in the features of cifar10" in page.section("neighbours")
     assert page.all("span", **{"class": "badge finished"})
     titles = [text for _, text in page.all("h3")]
     for title in ("loss", "logits of D", "penalties", "Fréchet distance", "likeness", "images per second"):
@@ -371,6 +383,17 @@ def test_the_page_shows_what_a_training_writes(tmp_path: Path) -> None:
     fd = json.loads((directory / "scores.json").read_text())["metrics"]["fd"]
     assert f"FD-digits{fd:.5g}" in page.section("scores")
     assert page.section("environment").count("started") == 1
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_page_of_a_training(trained: Path, browser: Browser) -> None:
+    browser.look(1200, dark=False)
+    browser.open(trained / "report.html")
+    assert browser.value("[...document.images].length") == 4  # samples twice, reals, neighbours
+    assert browser.value("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    browser.value("document.getElementById('slider').focus()")
+    browser.press("ArrowLeft")
+    assert browser.value("document.getElementById('seen').textContent") == "32"
 
 
 @pytest.mark.slow

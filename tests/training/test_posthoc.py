@@ -187,6 +187,9 @@ def test_scores_are_as_the_run_takes_them(tmp_path: Path) -> None:
         "cifar10", "digits", ["frechet"], 40, 3
     )  # fmt: skip
     assert cut == data
+    # A protocol has its own extractor, and an extractor its own protocol.
+    found, _ = as_the_run(BestAverageConfig(protocol="fid50k-train-2015-clean"), tmp_path)
+    assert (found.extractor, found.reference) == (None, "digits-test")
     for content in ("", "[1, 2", "evaluation: 3\n"):  # not a run's: as before
         (tmp_path / "config.yaml").write_text(content)
         assert as_the_run(BestAverageConfig(n=7), tmp_path) == (BestAverageConfig(n=7), DataConfig())
