@@ -1,6 +1,7 @@
 """Compare variants of a training at equal images seen and at equal time, over several seeds.
 
     python benchmarks/study.py configs/studies/digits.yaml [--output DIR] [--jobs 2] [--only NAME ...]
+    python benchmarks/study.py configs/studies/digits.yaml --tables     (of the runs that are there)
     python benchmarks/study.py configs/studies/cifar10.yaml --set data.source=cifar10/train
     python benchmarks/study.py configs/studies/cifar10.yaml --dry_run --set dry_classes=10
 
@@ -13,7 +14,8 @@ A study is a YAML file:
     variants:
       name: {loss.name: hinge}      # what this variant changes
 
-Runs that are there already are not done again, and one that was interrupted goes on. Numbers are those of the runs'
+Runs that are there already are not done again, and one that was interrupted goes on; one that fails is named, and the
+others go on. Numbers are those of the runs'
 scores.json; FD is mean and deviation over the seeds; minutes are those of training alone, and only of worth where the
 runs had the machine for themselves (--jobs 1). curves.png has FD over images and over minutes. Samples are chosen by
 rule: of the longest runs the first seed, latents 0 to 19, with classes in turn.
@@ -42,6 +44,7 @@ from maxgan.checkpoint import atomic_path
 from maxgan.cli import parse, plain_errors
 from maxgan.config import GanConfig
 from maxgan.training.dry_run import GPUS, DryRun
+from maxgan.training.run import SCORES
 
 ROOT = Path(__file__).parents[1]
 KEYS = {"base", "settings", "images", "seeds", "variants"}
@@ -97,17 +100,32 @@ def plan(file: Path, output: Path, only: Iterable[str] = (), changed: Mapping[st
     return runs
 
 
-def train(run: Run) -> None:
-    """Train one run unless it is complete; its output goes to a log beside its folder.
+def train(run: Run) -> int:
+    """Train one run unless it is complete, and return its exit code; its output goes to a log beside its folder."""
+    with log_of(run).open("a") as stream:
+        return subprocess.run([sys.executable, *run.command], stdout=stream, stderr=subprocess.STDOUT).returncode
 
-    Raises:
-        RuntimeError: if the training fails.
-    """
-    log = run.directory.with_suffix(".log")
-    with log.open("a") as stream:
-        done = subprocess.run([sys.executable, *run.command], stdout=stream, stderr=subprocess.STDOUT)
-    if done.returncode:
-        raise RuntimeError(f"{run.directory.name} ended with code {done.returncode}: see {log}")
+
+def log_of(run: Run) -> Path:
+    """Return the log of a run."""
+    return run.directory.with_suffix(".log")
+
+
+def train_all(runs: Sequence[Run], jobs: int, name: str) -> list[str]:
+    """Train runs, so many at a time; return a sentence for each that failed, which ends no other: that a variant
+    diverges is a result too."""
+    failed = []
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            codes = pool.map(train, runs)
+            for run, code in zip(runs, tqdm(codes, total=len(runs), unit="run", desc=name), strict=True):
+                if code:
+                    failed.append(f"{run.directory.name} ended with code {code}: see {log_of(run)}")
+                    tqdm.write(failed[-1])
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return failed
 
 
 def estimates(runs: Sequence[Run]) -> str:
@@ -140,7 +158,7 @@ def settings_of(texts: Iterable[str]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Train what is missing, then write results.md, results.json, curves.png and samples.png."""
+    """Train what is missing, then write results.md, results.json, curves.png and samples.png of what is complete."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
     parser.add_argument("--output", type=Path, help="folder of the runs; unset: runs/studies/NAME")
@@ -149,6 +167,7 @@ def main() -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of all runs, such as data.source"
     )
+    parser.add_argument("--tables", action="store_true", help="train nothing: tables and pictures of what is there")
     parser.add_argument("--dry_run", action="store_true", help="train nothing: tell sizes, and minutes on GPUs")
     options = parser.parse_args()
     output = options.output or Path("runs") / "studies" / options.study.stem
@@ -158,28 +177,30 @@ def main() -> None:
         return
     output.mkdir(parents=True, exist_ok=True)
     start = time.time()
-    with ThreadPoolExecutor(options.jobs) as pool:
-        try:
-            for _ in tqdm(pool.map(train, runs), total=len(runs), unit="run", desc=output.name):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    results = {run: read(run) for run in runs}
-    text = f"{table(results)}\n{time_table(results)}"
+    failed = [] if options.tables else train_all(runs, options.jobs, output.name)
+    # Of all that is there, also where only some variants were trained now.
+    complete = [run for run in plan(options.study, output) if (run.directory / SCORES).is_file()]
+    if not complete:
+        raise ValueError(f"no run in {output} is complete" + (", or leave out --tables" if options.tables else ""))
+    results = {run: read(run) for run in complete}
+    text = "\n".join([table(results), time_table(results), *(f"- {sentence}" for sentence in failed)])
     with atomic_path(output / "results.md") as temporary:
         temporary.write_text(text)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     report = {
         "study": yaml.safe_load(options.study.read_text()),
         "set": options.set,
         "seconds": time.time() - start,
-        "environment": environment(torch.device("cpu")) | {"python": platform.python_version()},
+        "environment": environment(device) | {"python": platform.python_version()},
         "runs": [{"variant": r.variant, "images": r.images, "seed": r.seed, **found} for r, found in results.items()],
+        "failed": failed,
     }
     write_report(report, output / "results.json")
     curves(results, output / "curves.png")
-    samples(runs, output / "samples.png")
+    samples(complete, output / "samples.png")
     print(text)
+    if failed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

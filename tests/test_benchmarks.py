@@ -68,7 +68,8 @@ def test_a_study_compares_variants_and_goes_on_where_it_was(tmp_path: Path) -> N
         f"evaluation.cache: {tmp_path / 'cache'}}}\n"
         "images: [16]\n"
         "seeds: [0, 1]\n"
-        "variants: {wide: {}, narrow: {generator.widths: [16, 16, 16], generator.orders: [GA-C, BA-C, C]}}\n"
+        "variants: {wide: {}, narrow: {generator.widths: [16, 16, 16], generator.orders: [GA-C, BA-C, C]}, "
+        "wild: {optim.lr: 1.0e+30}}\n"
     )
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -84,7 +85,7 @@ def test_a_study_compares_variants_and_goes_on_where_it_was(tmp_path: Path) -> N
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         return subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=600)
 
-    result = run("--jobs=2")
+    result = run("--jobs=2", "--only", "wide", "narrow")
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [(row["variant"], row["seed"]) for row in report["runs"]] == [
@@ -100,8 +101,14 @@ def test_a_study_compares_variants_and_goes_on_where_it_was(tmp_path: Path) -> N
     assert all((tmp_path / "out" / name).stat().st_size > 1000 for name in ("samples.png", "curves.png"))
 
     checkpoints = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/generator.safetensors")}
-    again = run()
+    again = run("--tables")
     assert again.returncode == 0 and again.stdout == result.stdout
+    # One that diverges is named, and takes nothing from the others.
+    wild = run("--only", "wild", "wide")
+    assert wild.returncode == 1
+    table = result.stdout.strip()
+    assert table in wild.stdout and "- wild-16-0 ended with code 1: see" in wild.stdout
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())["failed"]) == 2
     assert checkpoints == {path: path.stat().st_mtime_ns for path in checkpoints}
     assert "has no variant narow: it has wide, narrow" in run("--only", "narow").stderr
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from maxgan.config.identity import differences, to_dict
 
-WIDEST = 0.2887
-"""Relative widths of power-function averages are below this: 12^-0.5 is a constant profile's (EDM2, 2312.02696)."""
+WIDEST = 12**-0.5
+"""sigma_rel of the plain mean of all weights so far (EDM2, arXiv 2312.02696); wider profiles favour the oldest."""
 
 
 def at_least(config: Any, **least: int) -> None:

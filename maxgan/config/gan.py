@@ -53,8 +53,8 @@ class GanConfig:
             for name, section in sections.items():
                 if name != chosen and (idle := changed(self, section)):
                     raise ValueError(
-                        f"{section}.{idle} is set, but networks.{kind} is {chosen}: leave it out, or set "
-                        f"networks.{kind} to {name}"
+                        f"{section}.{idle} is set, but networks.{kind} is {chosen}: leave it out (also of the "
+                        f"config file), or set networks.{kind} to {name}"
                     )
         if self.dry_classes < 0:
             raise ValueError(f"dry_classes must be 0 or more, not {self.dry_classes}")

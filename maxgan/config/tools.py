@@ -201,7 +201,7 @@ class ReconstructConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_rel < WIDEST:
-            raise ValueError(f"sigma_rel must be above 0 and below {WIDEST}, not {self.sigma_rel}")
+            raise ValueError(f"sigma_rel must be above 0 and below {WIDEST:.4f}, not {self.sigma_rel}")
         at_least(self, images=1)
 
 
@@ -236,7 +236,7 @@ class BestAverageConfig(ScoreConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not all(0 < width < WIDEST for width in self.sigma_rels):
-            raise ValueError(f"sigma_rels must be above 0 and below {WIDEST}, not {list(self.sigma_rels)}")
+            raise ValueError(f"sigma_rels must be above 0 and below {WIDEST:.4f}, not {list(self.sigma_rels)}")
         if self.refine < 0 or self.batch_size < 1 or (self.n is not None and self.n < 2):
             raise ValueError(
                 "refine must be at least 0, batch_size at least 1 and n at least 2, not "

@@ -78,7 +78,7 @@ class GanEmaConfig(EmaConfig):
             raise ValueError(f"ema.others must be different half-lives above 0, not {list(self.others)}")
         if not all(0 < width < WIDEST for width in self.power) or len(names[1]) < len(self.power):
             raise ValueError(
-                f"ema.power must be different widths above 0 and below {WIDEST}, not {list(self.power)}: "
+                f"ema.power must be different widths above 0 and below {WIDEST:.4f}, not {list(self.power)}: "
                 "take [0.05, 0.1]"
             )
 

@@ -8,11 +8,10 @@ from functools import cache
 
 import numpy as np
 
+from maxgan.config.checks import WIDEST
+
 Profile = tuple[float, int]
 """An average: its relative width sigma_rel, and the images seen up to it."""
-
-WIDEST = 12**-0.5
-"""sigma_rel of the plain mean of all weights so far, whose exponent is 0; wider profiles would favour the oldest."""
 
 
 @cache

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from maxgan.config import LossConfig
 from maxgan.models import MaxViTDiscriminator
 from maxgan.training.losses import (
     automatic_gamma,
@@ -123,6 +124,20 @@ def test_over_all_directions_the_finite_difference_is_the_penalty_and_so_is_its_
     for coarse, fine in zip(*errors, strict=True):
         assert fine < 2e-3
         assert fine == pytest.approx(coarse / 10, rel=0.1)
+
+
+def test_the_step_that_is_the_default_is_small_enough() -> None:
+    """In float32, of an untrained discriminator of attention at 16 px, over directions and their opposites."""
+    torch.manual_seed(0)
+    discriminator = MaxViTDiscriminator(16, 1, 0, width=16, depth=1, head_dim=8, window_size=4)
+    image = (torch.rand(1, 1, 16, 16) * 2 - 1).requires_grad_()
+    exact = gradient_penalty(discriminator(image), image).mean()
+    step = LossConfig().penalty_step
+    directions = directions_of(axes(256).float(), image.detach().expand(256, 1, 16, 16))
+    with torch.no_grad():
+        moved = discriminator(image + step * torch.cat([directions, -directions]))
+        found = finite_difference_penalty(discriminator(image), moved, step).mean()
+    assert found.item() == pytest.approx(exact.item(), rel=0.05)
 
 
 def test_directions_are_of_one_length_and_favour_none() -> None:
