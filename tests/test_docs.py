@@ -42,7 +42,7 @@ COMMANDS: dict[str, Any] = {
 }
 COMMON = {"config", "help"}
 # Of accelerate, SLURM, maxgan.models.convert and benchmarks/study.py, in the text between commands.
-OTHERS = {"num_processes", "machine_rank", "main_process_ip", "main_process_port", "signal", "set"}
+OTHERS = {"num_processes", "machine_rank", "main_process_ip", "main_process_port", "signal", "set", "tables"}
 FIELDS = {command: set(field_types(config)) for command, config in COMMANDS.items()}
 # What was measured was measured with the settings that there were.
 NOW = sorted(set(PAGES) - {"results.md"})

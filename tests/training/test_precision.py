@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maxgan.config import (
+    AugmentConfig,
     DiscriminatorConfig,
     GanConfig,
     GeneratorConfig,
@@ -42,6 +43,13 @@ MAXVIT = replace(
 )
 
 
+AUGMENTED = replace(
+    CONFIG,
+    augment=AugmentConfig("ada,color,translation,cutout"),
+    loss=replace(CONFIG.loss, bcr_real=1.0, bcr_fake=1.0),
+)
+
+
 class Types(TorchDispatchMode):
     """Notes the type of the first tensor that each operation takes."""
 
@@ -57,7 +65,12 @@ class Types(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "config", [pytest.param(CONFIG, id="residual"), pytest.param(MAXVIT, id="maxvit", marks=pytest.mark.slow)]
+    "config",
+    [
+        pytest.param(CONFIG, id="residual"),
+        pytest.param(MAXVIT, id="maxvit", marks=pytest.mark.slow),
+        pytest.param(AUGMENTED, id="augmented", marks=pytest.mark.slow),
+    ],
 )
 def test_float32_is_where_the_page_says(config: GanConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = ImageDataset(config.data)
@@ -85,6 +98,11 @@ def test_float32_is_where_the_page_says(config: GanConfig, monkeypatch: pytest.M
     # So do softmax, and the sums of batch statistics, in float32.
     assert types.taken[aten._softmax] == types.taken[aten.var_mean] == full
     assert all(value.dtype == torch.float32 and value.isfinite() for value in metrics.values())
+    # And so do LayerNorm on a CPU, and augmentation and bCR: interpolation, mixing of colours, cuts, the distance.
+    assert types.taken.get(aten.native_layer_norm, full) == full
+    if config.augment.policy is not None:
+        for operation in (aten.gather, aten.lerp, aten.where, aten.mse_loss):
+            assert types.taken[operation] == full
     # What lasts from one update to the next: weights and running statistics, their averages, Adam's moments.
     kept = [*trainer.watchdog.networks["generator"].state_dict().values(), *trainer.discriminator.parameters()]
     kept += trainer.ema.module.state_dict().values()
