@@ -54,15 +54,15 @@ def test_headers_are_read_once_and_again_after_a_change(tmp_path: Path, reads: l
     paths = [write(tmp_path / "0.tar", files), write(tmp_path / "1.tar", {"d.png": b"three", "d.cls": b"1"})]
     first = contents(paths)
     assert first[1] == [3, 1, 0]
-    assert reads == paths
+    assert sorted(reads) == paths  # by several threads, in any order
     assert contents(paths) == first
-    assert reads == paths
+    assert len(reads) == 2
     # Of the same size, but another time.
     write(tmp_path / "1.tar", {"e.png": b"other", "e.cls": b"2"}, age=2 * HOUR)
     second = contents(paths)
     assert second[0]["e.png"] == b"other"
     assert second[1] == [3, 2, 0]
-    assert reads == [*paths, paths[1]]
+    assert reads[2:] == [paths[1]]
     # Another file in its place, with the time of the first.
     (tmp_path / "1.tar").unlink()
     assert len(reads) == 3
