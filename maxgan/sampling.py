@@ -96,7 +96,7 @@ def latents_of(
     """Return z float32 `(N, latent_dim)` and labels int64 `(N,)` (None without classes), each from its own seed alone.
 
     Args:
-        seeds: integers from 0 to 2**63 - 1.
+        seeds: integers from 0 to 2**32 - 1; of larger ones PyTorch's generator takes the last 32 bits alone.
         classes: labels to use in turn: seed s takes `classes[s % len(classes)]`.
         class_weights: relative frequencies of the `num_classes` labels; unset: uniform.
         truncation: t > 0 draws z from the normal cut to [-t, t]; z moves continuously with t.
@@ -111,8 +111,8 @@ def latents_of(
     z = torch.empty(len(seeds), latent_dim, dtype=torch.float64)
     uniform = torch.empty(len(seeds), dtype=torch.float64)
     for i, seed in enumerate(seeds):
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"seeds must be from 0 to 2**63 - 1, not {seed}")
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seeds must be from 0 to 2**32 - 1, not {seed}")
         stream = torch.Generator().manual_seed(seed)
         torch.randn(latent_dim, generator=stream, out=z[i])
         torch.rand((), generator=stream, out=uniform[i])

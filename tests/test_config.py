@@ -98,7 +98,7 @@ def changed(config: Any, name: str) -> Any:
 
 FREE = {
     "data.workers", "data.on_error", "data.streaming", "data.cache", "test", "test_crop", "evaluate",
-    "backbone.checkpointing", "dry_run", "dry_classes",
+    "backbone.checkpointing", "dry_run", "dry_classes", "ema.standing_images",
 }  # fmt: skip
 # Settings of a network, an augmentation and the like can be changed where there is one.
 CHOOSING: dict[str, dict[str, Any]] = {

@@ -103,7 +103,7 @@ def sample(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_latents_belong_to_their_seed() -> None:
-    seeds = [0, 1, 5, 2**63 - 1, 3]
+    seeds = [0, 1, 5, 2**32 - 1, 3]
     z, labels = latents_of(seeds, 12, 10)
     assert (z.dtype, z.shape, labels.dtype, labels.shape) == (torch.float32, (5, 12), torch.int64, (5,))
     for i, seed in enumerate(seeds):
@@ -168,6 +168,7 @@ def test_truncation_of_a_seed_approaches_its_latent() -> None:
         ({"num_classes": 0, "truncation": 0.0}, "truncation must be positive, not 0.0"),
         ({"num_classes": 0, "truncation": float("nan")}, "truncation must be positive"),
         ({"num_classes": 0, "seeds": [-1]}, "seeds must be from 0"),
+        ({"num_classes": 0, "seeds": [2**32]}, r"seeds must be from 0 to 2\*\*32 - 1, not 4294967296"),
     ],
 )
 def test_latents_refuse(options: dict, message: str) -> None:

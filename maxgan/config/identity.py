@@ -10,7 +10,7 @@ from typing import Any
 # Sections and fields that don't change what is learned: a run may be continued with other values of these.
 FREE = (
     "run", "evaluation", "watchdog", "dry_run", "dry_classes", "test", "test_crop", "evaluate", "data.workers",
-    "data.on_error", "data.streaming", "data.cache", "backbone.checkpointing",
+    "data.on_error", "data.streaming", "data.cache", "backbone.checkpointing", "ema.standing_images",
 )  # fmt: skip
 
 

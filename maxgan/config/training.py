@@ -69,9 +69,15 @@ class GanEmaConfig(EmaConfig):
     power: tuple[float, ...] = ()
     """Widths (sigma_rel) of power-function averages, best [0.05, 0.1] as in EDM2; every checkpoint leaves a snapshot of
     each, from which `python -m maxgan.training.posthoc` makes an average of any width after the training."""
+    standing_images: int = 1024
+    """Samples of an averaged generator from which its BatchNorm statistics are found, whenever it is drawn from or
+    exported (standing statistics); 0 averages the running ones, as HiT does, which a training of less than tens of
+    thousands of updates leaves far behind the weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.standing_images < 0:
+            raise ValueError(f"ema.standing_images must be 0 or more, not {self.standing_images}")
         # By the names of their files, which hold six digits.
         names = [{f"{value:g}" for value in values} for values in (self.others, self.power)]
         if not all(half_life > 0 for half_life in self.others) or len(names[0]) < len(self.others):

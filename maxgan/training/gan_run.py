@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch.optim.swa_utils import AveragedModel
 
 import maxgan
 from maxgan.checkpoint import atomic_path, export_model, together
@@ -17,7 +18,8 @@ from maxgan.data.loader import ImageDataset, evaluation_batches
 from maxgan.data.sources import source_name
 from maxgan.evaluation.comparison import Scores
 from maxgan.evaluation.evaluate import Scorer, default_extractor, make_scorer, report
-from maxgan.models.network import Network, load_model
+from maxgan.models.latent import LatentGenerator
+from maxgan.models.network import load_model
 from maxgan.sampling import EXPORT_NAME, generate
 from maxgan.training.dry_run import describe
 from maxgan.training.gan import GanTrainer
@@ -27,6 +29,7 @@ from maxgan.training.pictures import plot_curves
 from maxgan.training.posthoc import AVERAGES, snapshot_path, snapshots_of
 from maxgan.training.run import CURVES, METRICS, SCORES, read_metrics
 from maxgan.training.session import execute
+from maxgan.training.standing import with_standing_statistics
 from maxgan.writers import image_grid, save_picture
 
 BEST_NAME = "best.safetensors"
@@ -70,6 +73,7 @@ class GanRun:
         self.scorer = choose_scorer(config, self.dataset.facts, accelerator)
         self.held_out = self.open_held_out()
         self.trainer = GanTrainer(config, self.dataset.facts, accelerator)
+        self._standing: tuple[int, LatentGenerator] | None = None
         if self.scorer is not None:
             self.scorer.compiled = self.trainer.compiling.on
         scored = self.scorer is not None and config.evaluation.every
@@ -121,13 +125,14 @@ class GanRun:
                 path = snapshot_path(self.directory, self.trainer.images_seen, name)
                 if path.exists():
                     continue
-            self._export(str(path.relative_to(self.directory)), {}, cast(Network, average.module))
+            self._export(str(path.relative_to(self.directory)), {}, self._with_statistics(average))
 
-    def _export(self, name: str, scores: dict[str, dict[str, float]], generator: Network | None = None) -> None:
+    def _export(self, name: str, scores: dict[str, dict[str, float]], generator: LatentGenerator | None = None) -> None:
         info: dict[str, Any] = {
             "images_seen": self.trainer.images_seen,
             "source": self.config.data.source,
             "class_names": list(self.dataset.source.class_names),
+            "class_counts": self.class_counts,
             "run": self.directory.name,
             "maxgan": maxgan.__version__,
         }
@@ -139,9 +144,21 @@ class GanRun:
         """Return the file of the scores of the generator as it is."""
         return self.directory / HISTORY / f"{self.trainer.images_seen:09d}.json"
 
-    def generator(self) -> Any:
-        """Return the averaged generator in eval mode."""
-        return self.trainer.ema.module.eval()
+    def generator(self) -> LatentGenerator:
+        """Return the averaged generator in eval mode, with its standing statistics."""
+        if self._standing is None or self._standing[0] != self.trainer.images_seen:
+            self._standing = self.trainer.images_seen, self._with_statistics(self.trainer.ema)
+        return self._standing[1]
+
+    def _with_statistics(self, average: AveragedModel) -> LatentGenerator:
+        generator = cast(LatentGenerator, average.module)
+        return with_standing_statistics(generator, self.config.ema.standing_images, self.class_counts)
+
+    @property
+    def class_counts(self) -> list[int] | None:
+        """How many training images have each class; None without classes."""
+        labels = self.dataset.labels
+        return None if labels is None else np.bincount(labels, minlength=self.dataset.facts.num_classes).tolist()
 
     @property
     def complete(self) -> bool:
@@ -162,6 +179,7 @@ class GanRun:
         """Remove scores and pictures of a course that was given up; its generator stays the best until one is
         better."""
         seen, best = self.trainer.images_seen, None
+        self._standing = None
         with together():
             if self.accelerator.is_main_process:
                 for file in (*(self.directory / HISTORY).glob("*.json"), *(self.directory / PICTURES).glob("*.png")):

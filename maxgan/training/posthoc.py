@@ -23,13 +23,15 @@ from torch import Tensor
 
 from maxgan.checkpoint import atomic_path, export_model, together
 from maxgan.cli import fail, parse, plain_errors
-from maxgan.config import BestAverageConfig, DataConfig, EvaluationConfig, ReconstructConfig
+from maxgan.config import BestAverageConfig, DataConfig, EvaluationConfig, GanEmaConfig, ReconstructConfig
 from maxgan.evaluation.comparison import Scores
 from maxgan.evaluation.evaluate import Scorer, make_scorer
+from maxgan.models.latent import LatentGenerator
 from maxgan.models.network import Network
 from maxgan.runtime import start
 from maxgan.sampling import EXPORT_NAME, Generator, load_generator, newest_export, run_settings
 from maxgan.training.power_ema import Profile, coefficients, mismatch
+from maxgan.training.standing import with_standing_statistics
 
 AVERAGES = "averages"
 SNAPSHOTS = "snapshots"
@@ -50,7 +52,9 @@ def snapshots_of(run: Path) -> dict[Path, Profile]:
     return found
 
 
-def reconstruct(run: Path, sigma_rel: float, images: int | None = None) -> tuple[Network, float]:
+def reconstruct(
+    run: Path, sigma_rel: float, images: int | None = None, device: str | torch.device = "cpu"
+) -> tuple[LatentGenerator, float]:
     """Return the generator of a power-function average, in eval mode, and its `mismatch`.
 
     Summed in float64, of snapshots in float32: factors of narrow profiles reach 80, which would make the rounding of
@@ -60,6 +64,7 @@ def reconstruct(run: Path, sigma_rel: float, images: int | None = None) -> tuple
         run: the folder.
         sigma_rel: its width.
         images: images seen at its end; None for those of the last snapshot.
+        device: where the generator is put, and its standing statistics are found, if it has BatchNorm.
 
     Raises:
         ValueError: if there are no snapshots, if one is damaged, or for an average that they don't reach.
@@ -81,12 +86,15 @@ def reconstruct(run: Path, sigma_rel: float, images: int | None = None) -> tuple
             if tensor.is_floating_point():
                 part = tensor.double() * factor
                 total[name] = total[name] + part if name in total else part
-    network = Network.from_pretrained(last)
+    network = load_generator(last, device)
+    assert isinstance(network, LatentGenerator)
     state = network.state_dict()
     for name, tensor in total.items():
         # A sum with negative factors may miss a variance near 0 by more than that.
         state[name] = (tensor.clamp(min=0) if name.endswith("running_var") else tensor).to(state[name].dtype)
     network.load_state_dict(state)
+    standing = run_settings(run, "ema", GanEmaConfig).get("standing_images", GanEmaConfig.standing_images)
+    network = with_standing_statistics(network, standing, network.info.get("class_counts"))
     distance = mismatch(profiles, factors, target)
     told = {"sigma_rel": sigma_rel, "images_seen": target[1], "profile_mismatch": round(distance, 6)}
     network.info = {**network.info, **told}
@@ -148,9 +156,7 @@ class Search:
         """Score the power-function average of a width, unless that was done."""
         if width in self.widths:
             return
-        network, distance = reconstruct(self.run, width)
-        network.to(self.accelerator.device).to(memory_format=torch.channels_last)
-        assert isinstance(network, Generator)
+        network, distance = reconstruct(self.run, width, device=self.accelerator.device)
         self.widths[width] = self._score(f"power-{width:g}", network, f"   profile met up to {distance:.1%}")
 
     def refine(self) -> None:
@@ -206,8 +212,9 @@ def _write(search: Search, files: list[Path], output: Path) -> None:
     """Write the generator of the best average, and the scores of all beside it."""
     name = search.best
     path = next((file for file in files if file.stem == name), None)
+    network: Network
     if path is None:
-        network, _ = reconstruct(search.run, float(name.removeprefix("power-")))
+        network, _ = reconstruct(search.run, float(name.removeprefix("power-")), device=search.accelerator.device)
     else:
         network = Network.from_pretrained(path)
     scores = search.scores[name]

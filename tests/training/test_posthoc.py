@@ -28,6 +28,7 @@ from maxgan.config import (
     RunConfig,
     TrainingConfig,
 )
+from maxgan.models.latent import LatentGenerator
 from maxgan.models.network import Network
 from maxgan.sampling import load_generator
 from maxgan.training.gan import GanTrainer
@@ -35,13 +36,14 @@ from maxgan.training.gan_run import train_gan
 from maxgan.training.posthoc import as_the_run, main, reconstruct, snapshots_of
 from maxgan.training.power_ema import coefficients, power_decay
 from maxgan.training.schedules import ema_decay
+from maxgan.training.standing import with_standing_statistics
 
 BATCH, IMAGES = 4, 96
 CONFIG = GanConfig(
     generator=GeneratorConfig(latent_dim=8, width=16, head_dim=8, latent_tokens=4, norm="batch", norm_group=4),
     discriminator=DiscriminatorConfig(1 / 128, 16),
     optim=OptimConfig(lr=5e-3),
-    ema=GanEmaConfig(others=(4, 8), power=(0.05, 0.1)),
+    ema=GanEmaConfig(others=(4, 8), power=(0.05, 0.1), standing_images=0),
     training=TrainingConfig(images=IMAGES, batch_size=BATCH),
     evaluation=EvaluationConfig(enabled=False),
     run=RunConfig(log_every=48, sample_every=0, checkpoint_every=8, keep=2, tracker="none", threads=1),
@@ -121,6 +123,25 @@ def test_a_reconstruction_is_the_average_that_training_would_have_kept(run: tupl
 
 
 @pytest.mark.slow
+def test_every_average_has_the_statistics_of_its_own_samples(run: tuple[Path, Tensor], tmp_path: Path) -> None:
+    config = replace(CONFIG, ema=replace(CONFIG.ema, standing_images=64))
+    assert train(tmp_path / "run", config) == 0
+    files = ["averages/half-life-4.safetensors", "snapshots/images-000000048-power-0.1.safetensors"]
+    found = [load_generator(tmp_path / "run" / file) for file in files]
+    found.append(reconstruct(tmp_path / "run", 0.08)[0])
+    known = [load_generator(run[0] / file) for file in files] + [reconstruct(run[0], 0.08)[0]]
+    for ours, averaged in zip(found, known, strict=True):
+        assert isinstance(ours, LatentGenerator) and isinstance(averaged, LatentGenerator)
+        counts = ours.info["class_counts"]
+        assert len(counts) == 10 and sum(counts) == 1437  # what posthoc draws the classes by
+        expected = with_standing_statistics(averaged, 64, counts).state_dict()
+        for name, tensor in ours.state_dict().items():  # the weights are the same: statistics change no training
+            if tensor.is_floating_point():
+                torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+        assert not torch.equal(floats(averaged.state_dict()), floats(ours.state_dict()))
+
+
+@pytest.mark.slow
 def test_a_run_that_was_stopped_keeps_the_same_averages(run: tuple[Path, Tensor], tmp_path: Path) -> None:
     directory = tmp_path / "run"
     shutil.copytree(run[0], directory)
@@ -149,6 +170,7 @@ def test_a_variance_never_falls_below_zero(tmp_path: Path, run: tuple[Path, Tens
             if name.endswith("running_var"):
                 tensor.fill_(max(sign, 0.0))
         export_model(network, tmp_path / "snapshots" / f"images-{seen:09d}-power-0.1.safetensors", {})
+    (tmp_path / "config.yaml").write_text(to_yaml(CONFIG))
     factors = coefficients([(0.1, 8), (0.1, 96)], (0.05, 96))
     assert factors[0] < 0
     found, _ = reconstruct(tmp_path, 0.05)
