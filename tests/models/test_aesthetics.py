@@ -80,6 +80,7 @@ def toy(n: int, seed: int) -> tuple[Tensor, Tensor]:
     return images, choose * quality**k * (1 - quality) ** (9 - k)
 
 
+@pytest.mark.slow
 def test_it_learns_the_quality_of_toy_images() -> None:
     torch.manual_seed(0)
     model = MaxViTAesthetics(16, 1, stem_width=8, widths=(16,), depths=(1,), window_size=4)

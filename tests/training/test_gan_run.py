@@ -543,6 +543,7 @@ def test_scores_along_a_training_keep_the_best_generator(scored: Path, whole: Pa
     assert_same(whole / "checkpoints/images-000000096", scored / "checkpoints/images-000000096")
 
 
+@pytest.mark.slow
 def test_a_scored_run_goes_on_without_scoring_again(
     scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
