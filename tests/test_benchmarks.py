@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from maxgan.checkpoint import export_model
+from maxgan.models import MaxViTGenerator
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -111,6 +114,33 @@ def test_a_study_compares_variants_and_goes_on_where_it_was(tmp_path: Path) -> N
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())["failed"]) == 2
     assert checkpoints == {path: path.stat().st_mtime_ns for path in checkpoints}
     assert "has no variant narow: it has wide, narrow" in run("--only", "narow").stderr
+
+
+@pytest.mark.slow
+def test_standing_statistics_are_compared(tmp_path: Path) -> None:
+    generator = MaxViTGenerator(
+        16, 1, 10, latent_dim=8, width=16, head_dim=8, latent_tokens=4, norm="batch", norm_group=8
+    )
+    export_model(generator, tmp_path / "batch.safetensors", {"source": "digits-train"})
+    export_model(
+        MaxViTGenerator(16, 1, 10, latent_dim=8, width=16, head_dim=8, latent_tokens=4, norm="layer"),
+        tmp_path / "layer.safetensors",
+        {"source": "digits-train"},
+    )
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "benchmarks" / "standing.py"), *arguments, "--threads=1"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+
+    result = run(str(tmp_path / "batch.safetensors"), "--n=128", "--images", "64", "512")
+    assert result.returncode == 0, result.stderr
+    rows = [line.split(" | ") for line in result.stdout.splitlines() if line.startswith("| ") and "-" * 3 not in line]
+    names = ["averages of running ones", "of each batch", "standing, 64 samples", "standing, 512 samples"]
+    assert [row[0].removeprefix("| ") for row in rows[-4:]] == names
+    assert len({row[1] for row in rows[-4:]}) == 4
+    assert "layer.safetensors has no BatchNorm" in run(str(tmp_path / "layer.safetensors")).stderr
+    assert "--n must be a multiple of 128" in run(str(tmp_path / "batch.safetensors"), "--n=100").stderr
 
 
 @pytest.mark.slow
