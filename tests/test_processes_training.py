@@ -151,7 +151,7 @@ def spoilt(self, values, update):
     if update == 3 and self.accelerator.process_index == 1 and times[0]:
         times[0] = 0
         values = {**values, "r1": torch.tensor(torch.nan)}
-    watch_metrics(self, values, update)
+    return watch_metrics(self, values, update)
 
 Watchdog.watch_metrics = spoilt
 sys.argv[0] = "train_gan.py"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from maxgan.nn.autocast import without_autocast
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -25,8 +26,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """
     if x.dtype == weight.dtype or x.dtype not in (torch.bfloat16, torch.float16):
         return F.layer_norm(x, weight.shape, weight, bias, eps)
-    device = x.device.type
-    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+    with without_autocast(x.device):
         normed: Tensor = _LayerNorm.apply(x, weight, bias, eps)
         return normed
 

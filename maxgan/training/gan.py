@@ -118,8 +118,7 @@ class GanTrainer:
         metrics = self.update_networks(
             [self._to_device(*next(batches)) for _ in range(self.config.training.accumulation)]
         )
-        self.watchdog.watch_metrics(metrics, self.update)
-        metrics |= self.watchdog.norms
+        metrics = self.watchdog.watch_metrics(metrics, self.update) | self.watchdog.norms
         if self.config.augment.policy is not None:
             metrics["augment_probability"] = torch.tensor(self.probability, device=self.accelerator.device)
         if self.adaptive is not None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maxgan.config import LossName
+from maxgan.nn.autocast import without_autocast
 
 
 def discriminator_loss(name: LossName, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -55,7 +56,10 @@ def gradient_penalty(logits: Tensor, images: Tensor, scale: float = 1.0) -> Tens
         scale: loss scale of float16 training; the gradient is taken of scaled logits, so that it does not underflow,
             and divided again.
     """
-    (gradient,) = torch.autograd.grad(logits.sum() * scale, images, create_graph=True)
+    # Autocast would take the first products of this backward pass to half precision, where a loss scale of 65,536 is
+    # infinite.
+    with without_autocast(images.device):
+        (gradient,) = torch.autograd.grad(logits.sum() * scale, images, create_graph=True)
     # Float32 at least, before the division and the square: both could leave the range of float16.
     gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32)) / scale
     return gradient.square().sum((1, 2, 3))

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 NEVER = 1 << 62
+PENALTIES = ("r1", "r2")
 
 
 class NotFinite(ValueError):
@@ -63,14 +64,27 @@ class Watchdog:
         if scale is not None:
             total = torch.where(total.isfinite(), total / scale, 0.0)
         self.norms[f"gradient_norm_{network}"] = total
-        # A scaler tries out how much float16 can bear, and leaves out an update that was too much. Only where there is
-        # nothing left to scale down is the gradient itself to blame.
-        if scale is None or scale < 1:
+        if not self._tries_a_scale():
             _note(self._gradients, norms, update)
 
-    def watch_metrics(self, values: dict[str, Tensor], update: int) -> None:
-        """Look at the scalars of an update."""
+    def watch_metrics(self, values: dict[str, Tensor], update: int) -> dict[str, Tensor]:
+        """Look at the scalars of an update, and return them; with a loss scale, a penalty that left its range is 0.
+
+        The gradient that an exact penalty is taken from is scaled too, and overflows first: see `watch_gradients`.
+        """
+        if self._tries_a_scale():
+            penalties = {name: values[name] for name in PENALTIES if name in values}
+            values = values | {name: torch.where(v.isfinite(), v, 0.0) for name, v in penalties.items()}
         _note(self._metrics, values, update)
+        return values
+
+    def _tries_a_scale(self) -> bool:
+        """Tell whether there is a loss scale that can still be lowered.
+
+        A scaler tries out how much float16 can bear, and leaves out an update that was too much. Only where there is
+        nothing left to scale down is the number itself to blame.
+        """
+        return self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() >= 1
 
     def check(self) -> None:
         """Raise NotFinite, on every process alike, if a metric or a gradient has not been finite on any; all call it.

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from maxgan.config import LossConfig
-from maxgan.models import MaxViTDiscriminator
+from maxgan.models import MaxViTDiscriminator, ResidualDiscriminator
 from maxgan.training.losses import (
     automatic_gamma,
     directions_of,
@@ -92,6 +93,30 @@ def test_a_scale_saves_gradients_that_float16_can_not_hold() -> None:
     # A gradient above 256 has a square that float16 can't hold.
     steep = gradient_penalty((images * 300).sum((1, 2, 3)), images)
     assert steep.item() == pytest.approx(90_000)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_takes_no_part_of_the_gradient_of_logits(dtype: torch.dtype) -> None:
+    """The last layer is float32: so is the product that its gradient begins with, where 65,536 is no float16."""
+    torch.manual_seed(0)
+    discriminator = ResidualDiscriminator(16, 1, 0, channel_multiplier=1 / 64, max_width=16)
+    images = torch.randn(4, 1, 16, 16)
+
+    def penalty(scale: float) -> Tensor:
+        seen = images.clone().requires_grad_()
+        with torch.autocast("cpu", dtype):
+            return gradient_penalty(discriminator(seen), seen, scale).mean()
+
+    expected = penalty(1)
+    assert expected > 0
+    torch.testing.assert_close(penalty(2.0**16), expected, rtol=1e-2, atol=0)
+    images = torch.randn(8, 16, 1, 1, requires_grad=True)
+    weight = torch.full((1, 16), 1 + 2.0**-12)  # which half precision rounds to 1
+    with torch.autocast("cpu", dtype):
+        with torch.autocast("cpu", enabled=False):
+            logits = F.linear(images.flatten(1), weight)[:, 0]
+        found = gradient_penalty(logits, images)
+    torch.testing.assert_close(found, torch.full((8,), float(weight.square().sum())), rtol=1e-6, atol=0)
 
 
 def test_the_gamma_that_is_found_is_that_of_stylegan2() -> None:

@@ -91,6 +91,27 @@ def test_a_gradient_alone_and_a_metric_alone_are_named(watchdog: Watchdog) -> No
         watchdog.check()
 
 
+def test_a_penalty_that_overflows_is_no_failure_while_a_loss_scale_can_fall(
+    watchdog: Watchdog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    monkeypatch.setattr(watchdog.accelerator, "scaler", scaler)
+    scaler.scale(torch.ones(()))
+    found = watchdog.watch_metrics({"loss": torch.tensor(2.0), "r1": torch.tensor(torch.inf)}, 0)
+    assert (found["loss"], found["r1"]) == (2, 0)
+    watchdog.check()
+    assert watchdog.watch_metrics({"r2": torch.tensor(3.0)}, 1)["r2"] == 3
+    scaler.update(0.5)  # nothing left to scale down
+    watchdog.watch_metrics({"loss": torch.tensor(2.0), "r1": torch.tensor(torch.nan)}, 2)
+    with pytest.raises(NotFinite, match=r"at update 3, images 20 to 30, r1 became"):
+        watchdog.check()
+    watchdog.forget()
+    scaler.update(1024.0)
+    watchdog.watch_metrics({"loss": torch.tensor(torch.nan)}, 3)
+    with pytest.raises(NotFinite, match=r"at update 4, .* loss became"):
+        watchdog.check()
+
+
 def test_norms_are_of_all_gradients_of_a_network_without_the_loss_scale(
     watchdog: Watchdog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
