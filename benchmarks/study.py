@@ -48,6 +48,12 @@ from maxgan.training.run import SCORES
 
 ROOT = Path(__file__).parents[1]
 KEYS = {"base", "settings", "images", "seeds", "variants"}
+OWN = {
+    "training.images": "the study says it in images",
+    "training.seed": "the study says it in seeds",
+    "run.directory": "name the folder of all runs with --output",
+}
+"""Settings that a study sets for every run."""
 
 
 def plan(file: Path, output: Path, only: Iterable[str] = (), changed: Mapping[str, str] | None = None) -> list[Run]:
@@ -71,10 +77,20 @@ def plan(file: Path, output: Path, only: Iterable[str] = (), changed: Mapping[st
         raise ValueError(f"{file} can't be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(study, dict) or study.keys() != KEYS:
         raise ValueError(f"{file} must have exactly the keys {', '.join(sorted(KEYS))}")
-    for key in ("images", "seeds", "variants"):
+    for key, kind, example in (("images", list, "[12800]"), ("seeds", list, "[0]"), ("variants", dict, "{best: {}}")):
         if not study[key]:
             raise ValueError(f"{file} has nothing in {key}: give at least one")
-    variants: dict[str, dict[str, Any]] = study["variants"]
+        if not isinstance(study[key], kind):
+            raise ValueError(f"{file}: {key} must be like {example}, not {study[key]!r}")
+    # Nothing behind a colon changes nothing.
+    common = study["settings"] or {}
+    variants: dict[str, dict[str, Any]] = {name: chosen or {} for name, chosen in study["variants"].items()}
+    for where, settings in {"settings": common, **variants, "--set": changed or {}}.items():
+        if not isinstance(settings, dict):
+            raise ValueError(f"{file}: {where} must be settings by their names, not {settings!r}")
+        for name, key in OWN.items():
+            if name in settings:
+                raise ValueError(f"{name} in {where} would be overwritten: {key}")
     unknown = set(only) - variants.keys()
     if unknown:
         raise ValueError(f"{file} has no variant {', '.join(sorted(unknown))}: it has {', '.join(variants)}")
@@ -84,7 +100,7 @@ def plan(file: Path, output: Path, only: Iterable[str] = (), changed: Mapping[st
             for name in only or variants:
                 directory = output / f"{name}-{images}-{seed}"
                 settings = {
-                    **study["settings"],
+                    **common,
                     **variants[name],
                     **(changed or {}),
                     "training.images": images,

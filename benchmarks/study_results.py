@@ -165,7 +165,8 @@ def curves(results: Results, path: Path) -> None:
 
 def samples(runs: Sequence[Run], path: Path) -> None:
     """Write the samples of the longest runs of the first seed, a row for each variant."""
-    shown = [run for run in runs if run.images == runs[-1].images and run.seed == runs[0].seed]
+    longest = [run for run in runs if run.images == runs[-1].images]
+    shown = [run for run in longest if run.seed == longest[0].seed]
     figure = Figure(figsize=(11, 1.25 * len(shown)), layout="constrained")
     for axes, run in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
         generator = load_generator(run.directory / EXPORT_NAME)

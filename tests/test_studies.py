@@ -15,6 +15,7 @@ import torch
 
 from maxgan.cli import parse
 from maxgan.config import EvaluationConfig, GanConfig, ImageFacts, RunConfig
+from maxgan.models import ResidualGenerator
 from maxgan.models.build import build_discriminator, build_generator
 from maxgan.training.dry_run import GPUS, DryRun
 
@@ -157,6 +158,58 @@ def test_the_course_of_a_run_is_read_with_its_times(study: ModuleType, tmp_path:
     found = {run: {"fd": 3.0, "seconds": 8.0}, other: {"fd": 2.0, "seconds": 5.0}}
     study.curves(found, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "changed", "message"),
+    [
+        ("images: 100", {}, r"images must be like \[12800\], not 100"),
+        ("seeds: 0", {}, "has nothing in seeds"),
+        ("variants: [best]", {}, r"variants must be like \{best: \{\}\}, not \['best'\]"),
+        ("variants: {best: 3}", {}, "best must be settings by their names, not 3"),
+        ("settings: [1]", {}, r"settings must be settings by their names, not \[1\]"),
+        (
+            "settings: {training.seed: 1}",
+            {},
+            "training.seed in settings would be overwritten: the study says",
+        ),
+        ("variants: {best: {training.images: 9}}", {}, "training.images in best would be overwritten"),
+        ("", {"training.images": "9"}, "training.images in --set would be overwritten: the study says it in images"),
+        ("", {"run.directory": "x"}, "run.directory in --set would be overwritten: name the folder of all runs"),
+    ],
+)
+def test_mistakes_in_a_study_are_named(
+    study: ModuleType, tmp_path: Path, text: str, changed: dict[str, str], message: str
+) -> None:
+    lines = {"base": "a.yaml", "settings": "", "images": "[8]", "seeds": "[0]", "variants": "{best: }"}
+    key, _, value = text.partition(": ")
+    lines |= {key: value} if key else {}
+    file = tmp_path / "study.yaml"
+    file.write_text("\n".join(f"{name}: {value}" for name, value in lines.items()))
+    with pytest.raises(ValueError, match=message):
+        study.plan(file, tmp_path, (), changed)
+
+
+def test_nothing_behind_a_colon_changes_nothing(study: ModuleType, tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("base: a.yaml\nsettings:\nimages: [8]\nseeds: [0]\nvariants:\n  best:\n")
+    (run,) = study.plan(file, tmp_path)
+    assert run.command[3:] == ("--training.images=8", "--training.seed=0", f"--run.directory={tmp_path}/best-8-0")
+
+
+def test_samples_are_of_the_first_seed_that_has_the_longest_run(
+    study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Path] = []
+
+    def load(path: Path) -> Any:
+        drawn.append(path)
+        return ResidualGenerator(8, 1, 0, latent_dim=4, width=8, norm="batch").eval()
+
+    monkeypatch.setattr(sys.modules["study_results"], "load_generator", load)
+    runs = [study.Run("a", 100, 0, tmp_path / "short", ()), study.Run("a", 200, 1, tmp_path / "long", ())]
+    study.samples(runs, tmp_path / "samples.png")
+    assert [path.parent.name for path in drawn] == ["long"]
 
 
 def test_settings_of_all_runs_can_be_given(study: ModuleType) -> None:
