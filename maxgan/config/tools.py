@@ -101,6 +101,8 @@ class FeatureConfig(ExploreConfig):
     generator's run, else `digits` for the digits, none else."""
     weights: str | None = None
     """File of the weights of a published extractor; unset: where they are usually downloaded to."""
+    trust_weights: bool = False
+    """Take weights with another checksum than the published."""
     resize: Literal["clean", "tf1"] | None = None
     """How images are resized for the extractors of 2015, `inception-2015` and `inception-2015-torchscript`."""
 

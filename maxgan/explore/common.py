@@ -21,7 +21,7 @@ from maxgan.evaluation.protocols import PROTOCOLS
 from maxgan.files import atomic_path
 from maxgan.models.network import Network
 from maxgan.runtime import start
-from maxgan.sampling import Generator, load_generator, newest_export, run_settings
+from maxgan.sampling import CONFIG, Generator, load_generator, newest_export, run_settings
 from maxgan.truncation import Draw, truncated
 from maxgan.writers import to_picture
 
@@ -48,6 +48,11 @@ class Subject:
     device: torch.device
     name: str
     folder: Path
+
+    @property
+    def run(self) -> Path:
+        """Return the folder of its run, where that has a config: an average lies one deeper."""
+        return self.folder if (self.folder / CONFIG).is_file() else self.folder.parent
 
     @property
     def info(self) -> dict[str, Any]:
@@ -102,17 +107,19 @@ def open_extractor(config: FeatureConfig, subject: Subject) -> ModuleExtractor |
     trained on, or None."""
     name, weights = config.extractor, config.weights
     resize: str | None = config.resize
+    trusted = config.trust_weights
     if name is None:
-        own = run_settings(subject.folder, "evaluation", ScoreConfig)
-        protocol = PROTOCOLS.get(own.get("protocol") or "")
-        weights = weights or own.get("weights")
-        name = own.get("extractor") or (protocol.extractor if protocol is not None else None)
+        own = run_settings(subject.run, "evaluation", ScoreConfig)
+        called = own.get("protocol") or ""
+        protocol = PROTOCOLS.get(called)
+        weights, trusted = weights or own.get("weights"), trusted or bool(own.get("trust_weights"))
+        name = own.get("extractor") or (called.removeprefix("fd-") if protocol is None else protocol.extractor) or None
         if protocol is not None:
             resize = resize or protocol.resize
     name = name or default_extractor(str(subject.info.get("source", "")))
     if name is None:
         return None
-    return load_extractor(name, weights=weights, resize=resize).to(subject.device)
+    return load_extractor(name, weights=weights, resize=resize, trust_weights=trusted).to(subject.device)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

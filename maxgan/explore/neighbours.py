@@ -15,7 +15,7 @@ from maxgan.data.loader import ImageDataset, evaluation_batches
 from maxgan.evaluation.neighbours import nearest
 from maxgan.evaluation.statistics import exact_device
 from maxgan.explore.common import open_extractor, open_subject, sheet, write_json
-from maxgan.sampling import generate
+from maxgan.sampling import generate, run_settings
 from maxgan.truncation import told
 from maxgan.writers import save_picture
 
@@ -72,9 +72,11 @@ def show_neighbours(config: NeighboursConfig) -> str:
             f"there is no embedded extractor for {source or 'unknown images'}: name one with extractor, and the real "
             "images with reference"
         )
-    dataset = ImageDataset(
-        DataConfig(source=source, resolution=generator.resolution, channels=generator.channels, labels=False)
-    )
+    # Cut, streamed and kept as they were trained on.
+    own = {} if config.reference else run_settings(subject.run, "data", DataConfig)
+    own = own if own.get("source") == source else {}
+    size = {"resolution": generator.resolution, "channels": generator.channels}
+    dataset = ImageDataset(DataConfig(**{**own, "source": source, **size, "labels": False}))
     if len(dataset) < max(config.k, 2):
         raise ValueError(
             f"{source} has {len(dataset)} images, and k = {config.k} needs at least {max(config.k, 2)}: lower k, or "

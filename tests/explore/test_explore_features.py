@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from maxgan.config import InvertConfig, NeighboursConfig
+from maxgan.config import DataConfig, InvertConfig, NeighboursConfig
+from maxgan.data.loader import ImageDataset
 from maxgan.data.transforms import to_uint8
 from maxgan.evaluation.catalogue import load_extractor
+from maxgan.explore import neighbours
 from maxgan.explore.__main__ import main
 from maxgan.explore.invert import invert, invert_image, make_loss, root_mean_square
 from maxgan.explore.neighbours import find_neighbours, show_neighbours
@@ -124,6 +126,30 @@ def test_an_extractor_is_asked_for_where_none_fits(plain_painter: Path) -> None:
     export_model(load_model(model), model, {"source": "photos.zip"})
     with pytest.raises(ValueError, match=r"no embedded extractor for photos\.zip: name one with extractor"):
         show_neighbours(NeighboursConfig(model))
+
+
+def test_extractor_and_cut_are_those_of_the_run(painter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that its protocol names, and images cut as they were trained on; of an average in a folder below, too."""
+    pictures = np.random.default_rng(0).integers(0, 256, (9, 16, 24, 1), dtype=np.uint8)
+    np.savez(tmp_path / "wide.npz", images=pictures)
+    source = str(tmp_path / "wide.npz")
+    average = painter.parent / "averages" / "best.safetensors"
+    export_model(load_model(painter), average, {"source": source})
+    config = {"evaluation": {"protocol": "fd-cifar10"}, "data": {"source": source, "crop": "whole"}}
+    (painter.parent / "config.yaml").write_text(json.dumps(config))
+    cut: list[DataConfig] = []
+
+    def opened(config: DataConfig) -> ImageDataset:
+        cut.append(config)
+        return ImageDataset(config)
+
+    monkeypatch.setattr(neighbours, "ImageDataset", opened)
+    show_neighbours(NeighboursConfig(str(average), n=4, rows=2, k=2))
+    told = json.loads((average.parent / "neighbours.json").read_text())
+    assert (told["extractor"], told["reals"], cut[0].crop) == ("cifar10", 9, "whole")
+    show_neighbours(NeighboursConfig(str(average), n=4, rows=2, k=2, reference=source, extractor="digits"))
+    told = json.loads((average.parent / "neighbours.json").read_text())
+    assert (told["extractor"], cut[1].crop) == ("digits", DataConfig.crop)
 
 
 OPTIONS = ("--candidates", "64", "--starts", "2", "--steps", "120")
