@@ -213,6 +213,7 @@ def test_differences_are_named_with_both_values() -> None:
         (lambda: BestAverageConfig(sigma_rels=(0,)), r"sigma_rels must be above 0 and below 0.2887, not \[0\]"),
         (lambda: BestAverageConfig(refine=-1), "refine must be at least 0, .* not -1, 128, None"),
         (lambda: BestAverageConfig(metrics=("kernel",)), "add frechet to metrics"),
+        (lambda: TrainingConfig(seed=-1), "training.seed must be 0 or more, not -1"),
         (lambda: TrainingConfig(images=0), "training.images must be at least 1, not 0"),
         (lambda: TrainingConfig(batch_size=8, accumulation=3), "training.batch_size 8 must be a positive multiple of"),
         (lambda: TrainingConfig(batch_size=0), "training.batch_size 0 must be a positive multiple"),

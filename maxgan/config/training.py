@@ -107,6 +107,8 @@ class TrainingConfig:
     """Seed of weights, latents, data order and augmentation."""
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"training.seed must be 0 or more, not {self.seed}")
         if self.images < 1:
             raise ValueError(f"training.images must be at least 1, not {self.images}")
         if self.batch_size < 1 or self.accumulation < 1 or self.batch_size % self.accumulation:
