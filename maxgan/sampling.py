@@ -20,6 +20,7 @@ from maxgan.writers import Batch, image_grid, write_images
 __all__ = [
     "Batch",
     "Generator",
+    "drawn_at_once",
     "generate",
     "image_grid",
     "latents_of",
@@ -50,6 +51,14 @@ class Generator(Protocol):
     def channels(self) -> int: ...
     def __call__(self, z: Tensor, labels: Tensor | None, /) -> Tensor:
         """Map z `(N, latent_dim)` and labels `(N,)` to images `(N, channels, H, W)`, nominally in [-1, 1]."""
+
+
+def drawn_at_once(resolution: int, most: int) -> int:
+    """Return how many images of a resolution in pixels fit memory at once: `most` up to 256 px, of larger ones fewer.
+
+    At 1024 px the largest map of one image takes half a gigabyte.
+    """
+    return max(1, min(most, most * 256**2 // resolution**2))
 
 
 def newest_export(runs: str | Path = "runs") -> Path:

@@ -23,7 +23,16 @@ from maxgan import writers
 from maxgan.checkpoint import export_model
 from maxgan.data.sources import open_source
 from maxgan.models.network import Network
-from maxgan.sampling import generate, image_grid, latents_of, load_generator, newest_export, truncate, write_images
+from maxgan.sampling import (
+    drawn_at_once,
+    generate,
+    image_grid,
+    latents_of,
+    load_generator,
+    newest_export,
+    truncate,
+    write_images,
+)
 from maxgan.writers import Batch
 
 ROOT = Path(__file__).parents[1]
@@ -118,6 +127,11 @@ def test_latents_belong_to_their_seed() -> None:
     unlabelled, none = latents_of(seeds, 12, 0)
     assert none is None
     assert torch.equal(unlabelled, z)
+
+
+def test_large_images_are_drawn_few_at_once() -> None:
+    found = [drawn_at_once(resolution, 100) for resolution in (8, 128, 256, 512, 1024)]
+    assert found == [100, 100, 100, 25, 6] and drawn_at_once(1024, 8) == 1
 
 
 def test_latents_are_normal_and_labels_follow_their_weights() -> None:

@@ -17,10 +17,10 @@ from maxgan.config import GanConfig, ImageFacts
 from maxgan.data.loader import ImageDataset, evaluation_batches
 from maxgan.data.sources import source_name
 from maxgan.evaluation.comparison import Scores
-from maxgan.evaluation.evaluate import Scorer, default_extractor, make_scorer, report
+from maxgan.evaluation.evaluate import BATCH_SIZE, Scorer, default_extractor, make_scorer, report
 from maxgan.models.latent import LatentGenerator
 from maxgan.models.network import load_model
-from maxgan.sampling import EXPORT_NAME, generate
+from maxgan.sampling import EXPORT_NAME, drawn_at_once, generate
 from maxgan.training.dry_run import describe
 from maxgan.training.gan import GanTrainer
 from maxgan.training.held_out import HeldOut, default_held_out
@@ -91,6 +91,19 @@ class GanRun:
             at_score=self.evaluate if scored or self.held_out is not None else None,
             score_every=config.evaluation.every,
             after_return=self.drop_lost,
+            scored_by=self.scored_by,
+        )
+
+    @property
+    def scored_by(self) -> str:
+        """What the scores of this run hang on, beside its generator; empty without scores."""
+        if self.scorer is None:
+            return ""
+        protocol, extractor = self.scorer.protocol, self.scorer.extractor
+        return (
+            f"{protocol.name} with {self.scorer.count(self.config.evaluation.images):,} images against "
+            f"{self.scorer.reference.source} (extractor {extractor.digest[:8]}, labels {self.scorer.labels}, "
+            f"standing_images {self.config.ema.standing_images})"
         )
 
     def open_held_out(self) -> HeldOut | None:
@@ -111,7 +124,7 @@ class GanRun:
         self._export(EXPORT_NAME, {} if scores is None else {scores.protocol.name: dict(scores.metrics)})
         if self.loop.best_is_here:
             best = Scores.from_json(self._history().read_text())
-            self._export(BEST_NAME, {best.protocol.name: dict(best.metrics)})
+            self._export(BEST_NAME, {best.protocol.name: dict(best.metrics)}, scored_by=self.scored_by)
 
     def export_averages(self) -> None:
         """Write the averages of other half-lives, and the snapshots of power-function averages that aren't there; drop
@@ -127,7 +140,13 @@ class GanRun:
                     continue
             self._export(str(path.relative_to(self.directory)), {}, self._with_statistics(average))
 
-    def _export(self, name: str, scores: dict[str, dict[str, float]], generator: LatentGenerator | None = None) -> None:
+    def _export(
+        self,
+        name: str,
+        scores: dict[str, dict[str, float]],
+        generator: LatentGenerator | None = None,
+        **further: str,
+    ) -> None:
         info: dict[str, Any] = {
             "images_seen": self.trainer.images_seen,
             "source": self.config.data.source,
@@ -135,6 +154,7 @@ class GanRun:
             "class_counts": self.class_counts,
             "run": self.directory.name,
             "maxgan": maxgan.__version__,
+            **further,
         }
         if scores:
             info["scores"] = scores
@@ -187,9 +207,14 @@ class GanRun:
                         file.unlink()
                 if (self.directory / BEST_NAME).is_file():
                     info = load_model(self.directory / BEST_NAME).info
-                    if info["images_seen"] > seen:
+                    if info["images_seen"] > seen and info.get("scored_by", self.scored_by) == self.scored_by:
                         (scores,) = info["scores"].values()
-                        best = {"images": info["images_seen"], BEST_BY: scores[BEST_BY], "lost": 1.0}
+                        best = {
+                            "images": info["images_seen"],
+                            BEST_BY: scores[BEST_BY],
+                            "by": self.scored_by,
+                            "lost": 1.0,
+                        }
         best = broadcast_object_list([best])[0]
         if best is not None:
             self.loop.best = best
@@ -207,7 +232,8 @@ class GanRun:
             return
         classes, columns = grid_classes(self.dataset.facts.num_classes)
         seeds = range(GRID_IMAGES // columns * columns)
-        batches = generate(self.generator(), seeds, GRID_IMAGES, self.accelerator.device, classes or None)
+        at_once = drawn_at_once(self.dataset.facts.resolution, GRID_IMAGES)
+        batches = generate(self.generator(), seeds, at_once, self.accelerator.device, classes or None)
         images = torch.cat([batch.images for batch in batches])
         save_picture(image_grid(images, columns), self.directory / PICTURES / f"{self.trainer.images_seen:09d}.png")
 
@@ -283,7 +309,8 @@ def choose_scorer(config: GanConfig, facts: ImageFacts, accelerator: Accelerator
             "train_classifier.py"
         )
         return None
-    return make_scorer(settings, config.data.source, accelerator, facts, data=config.data)
+    at_once = drawn_at_once(facts.resolution, BATCH_SIZE)
+    return make_scorer(settings, config.data.source, accelerator, facts, data=config.data, batch_size=at_once)
 
 
 def train_gan(config: GanConfig, config_name: str | None = None) -> int:

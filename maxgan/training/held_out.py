@@ -14,7 +14,7 @@ from maxgan.data.loader import ImageDataset, evaluation_batches
 from maxgan.data.transforms import to_float
 from maxgan.evaluation.evaluate import open_images
 from maxgan.runtime import share_of
-from maxgan.sampling import Generator, generate
+from maxgan.sampling import Generator, drawn_at_once, generate
 from maxgan.training.signs import accuracy
 
 MOST = 2000
@@ -58,7 +58,7 @@ class HeldOut:
                 f"{training.config.source} has {facts.num_classes}, or their names differ: give both the same, or set "
                 "data.labels false"
             )
-        self.batch_size = max(group, BATCH_SIZE // group * group)
+        self.batch_size = max(group, drawn_at_once(facts.resolution, BATCH_SIZE) // group * group)
         self.count = min(len(self.others), MOST) // group * group
         if not self.count:
             raise ValueError(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -74,13 +74,14 @@ class Loop:
             follows, so that a run that goes on never scores the same generator again.
         score_every: images; 0 for the end alone.
         after_return: called on every process when the run has gone back to a checkpoint.
+        scored_by: what scores hang on: those by something else are not compared with them.
 
     Raises:
         ValueError: if the batch can't be split equally over the processes, or if they have unlike data.
 
     Attributes:
-        best: the metrics with the least "fd" so far, and their `images`; None before the first. With `lost`, of a
-            course that was given up.
+        best: the metrics with the least "fd" so far, their `images`, and what they are `by`; None before the first.
+            With `lost`, of a course that was given up.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Loop:
         at_score: Callable[[], dict[str, float]] | None = None,
         score_every: int = 0,
         after_return: Callable[[], None] | None = None,
+        scored_by: str = "",
     ) -> None:
         # Before anything is written.
         images_at_once(training.batch_size, accelerator.num_processes, training.accumulation)
@@ -118,10 +120,11 @@ class Loop:
         self.at_score = at_score
         self.score_every = score_every
         self.after_return = after_return
+        self.scored_by = scored_by
         self.meters = Meters()
         self.seconds = 0.0
         self.rollbacks = 0
-        self.best: dict[str, float] | None = None
+        self.best: dict[str, Any] | None = None
 
     @property
     def finished(self) -> bool:
@@ -172,6 +175,13 @@ class Loop:
         self.meters.restore(extra["meter_counts"], groups["meter"], self.accelerator.device)
         self.seconds = extra["seconds"]
         self.best = extra.get("best")
+        by = self.scored_by if self.best is None else self.best.get("by", self.scored_by)
+        if by != self.scored_by:
+            self.accelerator.print(
+                f"the scores of this run were by {by}, and are by {self.scored_by} from here on: the best generator is "
+                "chosen anew"
+            )
+            self.best = None
         self.rollbacks = extra.get("rollbacks", 0)
         before, now = extra.get("data_images", len(self.dataset)), len(self.dataset)
         if before != now:
@@ -299,7 +309,7 @@ class Loop:
                     score = {"images": seen, **self.at_score()}
                     self._log(log, score)
                     if BEST_BY in score and (self.best is None or score[BEST_BY] < self.best[BEST_BY]):
-                        self.best = score
+                        self.best = {**score, "by": self.scored_by}
                     # A score isn't part of the speed of training.
                     paused = time.perf_counter() - started - self.seconds
                     started, logged_at = started + paused, logged_at + paused

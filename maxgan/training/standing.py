@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from maxgan.models.latent import LatentGenerator
 from maxgan.nn.norm import GhostBatchNorm2d
-from maxgan.sampling import latents_of
+from maxgan.sampling import drawn_at_once, latents_of
 
 G = TypeVar("G", bound=LatentGenerator)
 
@@ -40,7 +40,7 @@ def with_standing_statistics(generator: G, images: int, class_counts: Sequence[i
     norms = [module for module in standing.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     group = max((norm.group for norm in norms if isinstance(norm, GhostBatchNorm2d)), default=1)
-    batch_size = max(group, BATCH_SIZE // group * group)
+    batch_size = max(group, drawn_at_once(standing.resolution, BATCH_SIZE) // group * group)
     device = standing.first_map.weight.device
     for norm in norms:
         norm.train()

@@ -575,6 +575,22 @@ def test_a_scored_run_goes_on_without_scoring_again(
     assert json.loads((directory / "scores.json").read_text())["num_fakes"] == 80
 
 
+@pytest.mark.slow
+def test_scores_by_something_else_are_not_compared(
+    scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "changed"
+    shutil.copytree(scored, directory)
+    shutil.rmtree(directory / "checkpoints" / "images-000000096")
+    evaluation = replace(SCORED.evaluation, images=40)
+    assert train(at(directory, replace(SCORED, evaluation=evaluation))) == 0
+    told = capsys.readouterr().out
+    assert "the scores of this run were by fd-digits with 80 images against digits-test (extractor " in told
+    assert "and are by fd-digits with 40 images against digits-test" in told
+    info = load_model(directory / "best.safetensors").info
+    assert info["images_seen"] == 96 and json.loads((directory / "scores.json").read_text())["num_fakes"] == 40
+
+
 def test_a_run_killed_before_it_wrote_its_best_generator_writes_it(
     scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
