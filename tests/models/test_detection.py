@@ -188,6 +188,7 @@ def iou(boxes: Tensor, box: Tensor) -> Tensor:
     return sides.prod(1) / (areas - sides.prod(1))
 
 
+@pytest.mark.slow
 def test_mask_rcnn_trains_and_predicts_masks() -> None:
     mask = detector(MaskRCNN, small()).train()
     images, targets = shapes()

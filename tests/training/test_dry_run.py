@@ -94,6 +94,7 @@ def test_an_augmentation_has_no_products() -> None:
     assert DryRun(config).flops == dry(MAXVIT).flops
 
 
+@pytest.mark.slow
 def test_lazy_penalties_count_as_often_as_they_run() -> None:
     always = dry(MAXVIT).flops
     never = DryRun(replace(MAXVIT, loss=LossConfig(r1_gamma=0))).flops

@@ -172,7 +172,9 @@ def test_stopped_at_a_checkpoint_and_resumed_is_bit_identical(whole: Path, tmp_p
     assert without_times(directory) == without_times(whole)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 75)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_at_once_and_the_same_command_goes_on(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
 ) -> None:
