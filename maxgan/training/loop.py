@@ -176,7 +176,7 @@ class Loop:
         self.seconds = extra["seconds"]
         self.best = extra.get("best")
         by = self.scored_by if self.best is None else self.best.get("by", self.scored_by)
-        if by != self.scored_by:
+        if by != self.scored_by and not self.finished:
             self.accelerator.print(
                 f"the scores of this run were by {by}, and are by {self.scored_by} from here on: the best generator is "
                 "chosen anew"

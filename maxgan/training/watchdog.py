@@ -60,11 +60,11 @@ class Watchdog:
             if p.grad is not None
         }
         total = torch.linalg.vector_norm(torch.stack(list(norms.values())))
-        scale = None if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
+        scale = self._loss_scale()
         if scale is not None:
             total = torch.where(total.isfinite(), total / scale, 0.0)
         self.norms[f"gradient_norm_{network}"] = total
-        if not self._tries_a_scale():
+        if scale is None or scale < 1:
             _note(self._gradients, norms, update)
 
     def watch_metrics(self, values: dict[str, Tensor], update: int) -> dict[str, Tensor]:
@@ -72,19 +72,20 @@ class Watchdog:
 
         The gradient that an exact penalty is taken from is scaled too, and overflows first: see `watch_gradients`.
         """
-        if self._tries_a_scale():
+        scale = self._loss_scale()
+        if scale is not None and scale >= 1:
             penalties = {name: values[name] for name in PENALTIES if name in values}
             values = values | {name: torch.where(v.isfinite(), v, 0.0) for name, v in penalties.items()}
         _note(self._metrics, values, update)
         return values
 
-    def _tries_a_scale(self) -> bool:
-        """Tell whether there is a loss scale that can still be lowered.
+    def _loss_scale(self) -> float | None:
+        """Return the loss scale, which waits for the device; None without one.
 
         A scaler tries out how much float16 can bear, and leaves out an update that was too much. Only where there is
-        nothing left to scale down is the number itself to blame.
+        nothing left to scale down, below 1, is the number itself to blame.
         """
-        return self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() >= 1
+        return None if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
 
     def check(self) -> None:
         """Raise NotFinite, on every process alike, if a metric or a gradient has not been finite on any; all call it.
